@@ -1,0 +1,1 @@
+//! File system calls that change something, each one effect.

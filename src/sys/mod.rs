@@ -1,0 +1,11 @@
+//! The floor: system calls, child processes, signals, and the few words every room shares. The only
+//! room with unsafe code. Every effect on storage passes through `effect`, so that tests can stop the
+//! process before and after each one.
+
+pub mod cancel;
+pub mod class;
+pub mod effect;
+pub mod fs;
+
+pub use cancel::Cancel;
+pub use class::{Bytes, Class};
