@@ -1,1 +1,274 @@
-//! lock
+//! Leases: who may change what. Taking one never blocks underneath; waiting is a retry with jitter.
+//! Releasing is dropping. A lease excludes, it does not fence: a paused holder may wake after it is
+//! gone, which is why every step that removes or replaces compares, acts and verifies.
+//!
+//! Order for everybody: slab leases first (all or none, by offset), the domain lock last and alone.
+
+pub mod conformance;
+mod mem;
+mod ofd;
+
+pub use mem::MemLocks;
+pub use ofd::OfdLocks;
+
+use crate::sys::{Cancel, Class};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use std::fmt::{self, Debug, Display};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+/// The identity of a request and of the job that serves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JobId(pub uuid::Uuid);
+
+impl JobId {
+    /// A new id; later ones sort after earlier ones on one host.
+    pub fn generate() -> JobId {
+        JobId(uuid::Uuid::now_v7())
+    }
+}
+
+impl Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Display::fmt(&self.0.as_hyphenated(), f)
+    }
+}
+
+impl FromStr for JobId {
+    type Err = uuid::Error;
+    fn from_str(s: &str) -> Result<JobId, uuid::Error> {
+        uuid::Uuid::try_parse(s).map(JobId)
+    }
+}
+
+/// What a lease is on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum LeaseId {
+    /// The metadata of the domain.
+    Domain,
+    /// The life of one job.
+    Owner(JobId),
+    /// One image or disk with its chain, by the name of the chain's root.
+    Slab(String),
+    /// A proof across hosts that the backend excludes (`onesdm doctor`).
+    Probe(String),
+}
+
+impl LeaseId {
+    /// The byte that stands for this lease; 0 is the domain's. Equal on every host and in every version
+    /// of format 1: SHA-256 of `kind NUL id`, first eight bytes big-endian, modulo 2^62, plus one.
+    pub fn offset(&self) -> u64 {
+        let (kind, id) = match self {
+            LeaseId::Domain => return 0,
+            LeaseId::Owner(job) => ("owner", job.to_string()),
+            LeaseId::Slab(name) => ("slab", name.clone()),
+            LeaseId::Probe(name) => ("probe", name.clone()),
+        };
+        let hash = Sha256::new().chain_update(kind).chain_update([0]).chain_update(id).finalize();
+        let mut first = [0; 8];
+        first.copy_from_slice(&hash[..8]);
+        1 + u64::from_be_bytes(first) % (1 << 62)
+    }
+}
+
+impl Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LeaseId::Domain => write!(f, "domain metadata"),
+            LeaseId::Owner(job) => write!(f, "job {job}"),
+            LeaseId::Slab(name) => write!(f, "image {name}"),
+            LeaseId::Probe(name) => write!(f, "probe {name}"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    Shared,
+    Exclusive,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LockError {
+    #[error("{0} is locked by another job")]
+    Busy(LeaseId),
+    #[error("the wait for {0} was cancelled")]
+    Cancelled(LeaseId),
+    /// The lock file is not the one the lease was taken on: restored, copied or re-made meanwhile.
+    #[error("the lock on {0} was lost: the lease file was replaced")]
+    Lost(LeaseId),
+    #[error("locking {what}: {source}")]
+    Io { what: LeaseId, source: std::io::Error },
+}
+
+impl LockError {
+    pub fn class(&self) -> Class {
+        match self {
+            LockError::Busy(_) => Class::Busy,
+            LockError::Cancelled(_) => Class::Cancelled,
+            LockError::Lost(_) => Class::Integrity,
+            LockError::Io { source, .. } => Class::of_io(source),
+        }
+    }
+}
+
+/// A backend: takes leases, or says at once that somebody else holds them.
+pub trait LockBackend: Debug + Send + Sync {
+    fn name(&self) -> &'static str;
+    /// `Busy` when anybody, this process included, holds it in a way that excludes `mode`.
+    fn try_acquire(&self, id: &LeaseId, mode: Mode) -> Result<Box<dyn Held>, LockError>;
+    /// Whether anybody holds it, without taking it. For people and for the checker, not for decisions.
+    fn is_held(&self, id: &LeaseId) -> Result<bool, LockError>;
+}
+
+/// What a backend keeps alive while the lease lasts; dropping it releases.
+pub trait Held: Debug + Send + Sync {
+    /// `Lost` when what was locked is no longer what everybody locks.
+    fn still_held(&self) -> Result<(), LockError>;
+}
+
+macro_rules! lease {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        #[must_use = "a lease that is dropped is released"]
+        pub struct $name { held: Box<dyn Held>, id: LeaseId }
+        impl $name {
+            /// To be asked again before each step that commits.
+            pub fn still_held(&self) -> Result<(), LockError> { self.held.still_held() }
+            pub fn id(&self) -> &LeaseId { &self.id }
+        }
+    };
+}
+
+lease! {
+    /// The right to mark, publish, replace and bury in one domain. Held for milliseconds.
+    DomainLock
+}
+lease! {
+    /// The right to read (shared) or write (exclusive) the data of one image and its chain.
+    SlabLease
+}
+lease! {
+    /// Shows that a job lives. Everything below `new/<job>` belongs to its holder.
+    OwnerLease
+}
+
+impl OwnerLease {
+    pub fn job(&self) -> JobId {
+        match self.id {
+            LeaseId::Owner(job) => job,
+            // Constructed below only, always on an owner id.
+            _ => JobId(uuid::Uuid::nil()),
+        }
+    }
+}
+
+/// Takes the domain lock, trying until `wait` is over.
+pub fn domain_lock(
+    locks: &dyn LockBackend,
+    wait: Duration,
+    cancel: &Cancel,
+) -> Result<DomainLock, LockError> {
+    let held = retry(locks, &LeaseId::Domain, Mode::Exclusive, Instant::now() + wait, cancel)?;
+    Ok(DomainLock { held, id: LeaseId::Domain })
+}
+
+/// Takes a job's owner lease, or says at once that the job lives.
+pub fn owner_lease(locks: &dyn LockBackend, job: JobId) -> Result<OwnerLease, LockError> {
+    let id = LeaseId::Owner(job);
+    Ok(OwnerLease { held: locks.try_acquire(&id, Mode::Exclusive)?, id })
+}
+
+/// Takes leases on several slabs, all or none. A slab wanted in two modes is taken exclusively.
+pub fn slab_leases(
+    locks: &dyn LockBackend,
+    wanted: &[(&str, Mode)],
+    wait: Duration,
+    cancel: &Cancel,
+) -> Result<Vec<SlabLease>, LockError> {
+    let mut sorted: Vec<(u64, Mode, LeaseId)> = wanted
+        .iter()
+        .map(|(name, mode)| {
+            let id = LeaseId::Slab((*name).to_owned());
+            (id.offset(), *mode, id)
+        })
+        .collect();
+    // By byte, the exclusive wish of one byte first: two ids that share a byte are one lease.
+    sorted.sort_by_key(|(off, mode, _)| (*off, std::cmp::Reverse(*mode)));
+    sorted.dedup_by_key(|(off, ..)| *off);
+    let end = Instant::now() + wait;
+    let mut out = Vec::with_capacity(sorted.len());
+    for (_, mode, id) in sorted {
+        out.push(SlabLease { held: retry(locks, &id, mode, end, cancel)?, id });
+    }
+    Ok(out)
+}
+
+fn retry(
+    locks: &dyn LockBackend,
+    id: &LeaseId,
+    mode: Mode,
+    end: Instant,
+    cancel: &Cancel,
+) -> Result<Box<dyn Held>, LockError> {
+    let mut pause = 2;
+    loop {
+        match locks.try_acquire(id, mode) {
+            Err(LockError::Busy(_)) if Instant::now() < end => {}
+            r => return r,
+        }
+        // Jitter, so that waiters of many hosts do not knock at the same instants.
+        let mut random = [0; 1];
+        let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
+        let left = end.saturating_duration_since(Instant::now());
+        let ms = pause + u64::from(random[0]) * pause / 256;
+        if !cancel.wait(left.min(Duration::from_millis(ms))) {
+            return Err(LockError::Cancelled(id.clone()));
+        }
+        pause = (pause * 2).min(250);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_are_part_of_the_format() {
+        assert_eq!(LeaseId::Domain.offset(), 0);
+        assert_eq!(
+            LeaseId::Slab("ad4b151c1c9cfb44ee81508564f3d99e".into()).offset(),
+            154_604_803_540_711_694
+        );
+        assert_ne!(LeaseId::Slab("x".into()).offset(), LeaseId::Probe("x".into()).offset());
+    }
+
+    #[test]
+    fn several_slabs_are_taken_all_or_none() {
+        let locks = MemLocks::default();
+        let c = Cancel::default();
+        let one = slab_leases(&locks, &[("b", Mode::Exclusive)], Duration::ZERO, &c).unwrap();
+        let both = [("a", Mode::Exclusive), ("b", Mode::Shared)];
+        assert!(matches!(slab_leases(&locks, &both, Duration::ZERO, &c), Err(LockError::Busy(_))));
+        drop(one);
+        assert_eq!(slab_leases(&locks, &both, Duration::ZERO, &c).unwrap().len(), 2);
+        let same = [("a", Mode::Shared), ("a", Mode::Exclusive)];
+        assert_eq!(slab_leases(&locks, &same, Duration::ZERO, &c).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_wait_ends_when_it_is_cancelled_or_over() {
+        let locks = MemLocks::default();
+        let c = Cancel::default();
+        let _held = domain_lock(&locks, Duration::ZERO, &c).unwrap();
+        let t = Instant::now();
+        assert!(matches!(domain_lock(&locks, Duration::from_millis(60), &c), Err(LockError::Busy(_))));
+        assert!(t.elapsed() >= Duration::from_millis(60));
+        c.request();
+        assert!(matches!(domain_lock(&locks, Duration::from_secs(60), &c), Err(LockError::Cancelled(_))));
+    }
+}

@@ -24,6 +24,8 @@ pub enum Class {
     InUse,
     /// Policy forbids it: restricted directory, hostile image.
     Refused,
+    /// Somebody asked us to stop.
+    Cancelled,
     /// The storage or the operating system failed, or we did.
     Internal,
 }
@@ -41,6 +43,7 @@ impl Class {
             Class::Integrity => 8,
             Class::InUse => 9,
             Class::Refused => 10,
+            Class::Cancelled => 130,
             Class::Internal => 70,
         }
     }

@@ -1,1 +1,378 @@
-//! File system calls that change something, each one effect.
+//! File system calls that change something, each one effect, all relative to an open directory and
+//! never through a symbolic link. Paths given here are for the effect log only.
+
+use super::effect::{Effect, bug, step};
+use rustix::fs::{self, AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags};
+use rustix::io::Errno;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+/// An open directory and the path it was reached by (for messages and for tools that need a name).
+#[derive(Debug)]
+pub struct Dir {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+/// What kind of object a name is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    File,
+    Dir,
+    Link(OsString),
+    /// Device, socket, pipe: never ours.
+    Other,
+}
+
+/// Facts about one directory entry; a link is described, not followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub name: OsString,
+    pub kind: Kind,
+    pub ino: u64,
+    /// Birth time in ns, 0 where the file system has none. With `ino` it survives inode reuse.
+    pub born: u64,
+    pub dev: u64,
+    pub nlink: u32,
+    pub size: u64,
+    pub allocated: u64,
+    pub uid: u32,
+    pub gid: u32,
+    pub mode: u32,
+    /// Seconds since 1970 of the last change of the inode, a rename included on most file systems.
+    pub changed: i64,
+}
+
+const OPEN: OFlags = OFlags::CLOEXEC.union(OFlags::NOFOLLOW);
+
+impl Dir {
+    /// Opens a directory by path; links on the way are followed (the caller chose the path).
+    pub fn open(path: &Path) -> io::Result<Dir> {
+        let fd = fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Dir { fd, path: path.to_owned() })
+    }
+
+    /// Opens a directory below this one, through no link and on the same file system.
+    pub fn sub(&self, rel: &Path) -> io::Result<Dir> {
+        let fd = self.beneath(rel, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())?;
+        Ok(Dir { fd, path: self.path.join(rel) })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn beneath(&self, rel: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+        let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        loop {
+            match fs::openat2(&self.fd, rel, flags | OPEN, mode, how) {
+                // EAGAIN: a rename raced with the walk.
+                Err(Errno::AGAIN) => {}
+                r => return Ok(r?),
+            }
+        }
+    }
+
+    /// Opens an existing file below this directory for reading, or for reading and writing.
+    pub fn open_file(&self, rel: &Path, write: bool) -> io::Result<File> {
+        let rw = if write { OFlags::RDWR } else { OFlags::RDONLY };
+        Ok(self.beneath(rel, rw, Mode::empty())?.into())
+    }
+
+    /// Makes a file that must not exist. `mode` is masked by the umask; `exact` sets it whatever the umask.
+    pub fn create(&self, name: &OsStr, mode: u32, exact: bool) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OPEN;
+        let path = self.path.join(name);
+        let f: File = step(Effect::Create, &[&path], || {
+            fs::openat(&self.fd, name, flags, Mode::from_raw_mode(mode)).map(File::from)
+        })?;
+        if exact {
+            fs::fchmod(&f, Mode::from_raw_mode(mode))?;
+        }
+        Ok(f)
+    }
+
+    /// Makes a directory that must not exist; `exact` as for `create`, a set-group-id bit is kept.
+    pub fn mkdir(&self, name: &OsStr, mode: u32, exact: bool) -> io::Result<()> {
+        let path = self.path.join(name);
+        step(Effect::Mkdir, &[&path], || fs::mkdirat(&self.fd, name, Mode::from_raw_mode(mode)))?;
+        if exact {
+            let setgid = fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode & 0o2000;
+            fs::chmodat(&self.fd, name, Mode::from_raw_mode(mode | setgid), AtFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    pub fn symlink(&self, target: &OsStr, name: &OsStr) -> io::Result<()> {
+        let path = self.path.join(name);
+        step(Effect::Symlink, &[Path::new(target), &path], || Ok(fs::symlinkat(target, &self.fd, name)?))
+    }
+
+    /// A second name for a file (or for a link itself), which must not exist yet.
+    pub fn link(&self, name: &OsStr, to: &Dir, new: &OsStr) -> io::Result<()> {
+        let (a, b) = (self.path.join(name), to.path.join(new));
+        step(Effect::Link, &[&a, &b], || Ok(fs::linkat(&self.fd, name, &to.fd, new, AtFlags::empty())?))
+    }
+
+    /// Renames; an existing target is an error (`EEXIST`). Where the file system cannot promise that
+    /// (NFS), files and links go by link and unlink, directories by a look and a bare rename.
+    pub fn rename_new(&self, name: &OsStr, to: &Dir, new: &OsStr) -> io::Result<()> {
+        let (a, b) = (self.path.join(name), to.path.join(new));
+        let r = step(Effect::Rename, &[&a, &b], || {
+            fs::renameat_with(&self.fd, name, &to.fd, new, RenameFlags::NOREPLACE)
+        });
+        match r {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => self.rename_new_slowly(name, to, new),
+            r => Ok(r?),
+        }
+    }
+
+    fn rename_new_slowly(&self, name: &OsStr, to: &Dir, new: &OsStr) -> io::Result<()> {
+        let e = self.entry(name)?.ok_or(Errno::NOENT)?;
+        if e.kind == Kind::Dir {
+            if to.entry(new)?.is_some() {
+                return Err(Errno::EXIST.into());
+            }
+            return self.rename_over(name, to, new);
+        }
+        self.link(name, to, new)?;
+        self.unlink(name)
+    }
+
+    /// Bare rename: replaces what is there.
+    pub fn rename_over(&self, name: &OsStr, to: &Dir, new: &OsStr) -> io::Result<()> {
+        let (a, b) = (self.path.join(name), to.path.join(new));
+        step(Effect::Rename, &[&a, &b], || Ok(fs::renameat(&self.fd, name, &to.fd, new)?))
+    }
+
+    /// Swaps two existing names in one step.
+    pub fn exchange(&self, name: &OsStr, to: &Dir, other: &OsStr) -> io::Result<()> {
+        let (a, b) = (self.path.join(name), to.path.join(other));
+        step(Effect::Exchange, &[&a, &b], || {
+            Ok(fs::renameat_with(&self.fd, name, &to.fd, other, RenameFlags::EXCHANGE)?)
+        })
+    }
+
+    pub fn unlink(&self, name: &OsStr) -> io::Result<()> {
+        let path = self.path.join(name);
+        step(Effect::Unlink, &[&path], || Ok(fs::unlinkat(&self.fd, name, AtFlags::empty())?))
+    }
+
+    pub fn rmdir(&self, name: &OsStr) -> io::Result<()> {
+        let path = self.path.join(name);
+        step(Effect::Rmdir, &[&path], || Ok(fs::unlinkat(&self.fd, name, AtFlags::REMOVEDIR)?))
+    }
+
+    /// Makes the entries of this directory durable.
+    pub fn sync(&self) -> io::Result<()> {
+        if bug("drop-fsync") {
+            return Ok(());
+        }
+        step(Effect::SyncDir, &[&self.path], || Ok(fs::fsync(&self.fd)?))
+    }
+
+    /// One entry, `None` when the name is absent.
+    pub fn entry(&self, name: &OsStr) -> io::Result<Option<Entry>> {
+        let want = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+        // FORCE_SYNC: on network file systems a cached answer may predate the lock we hold.
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_FORCE_SYNC;
+        let s = match fs::statx(&self.fd, name, flags, want) {
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            s => s?,
+        };
+        let kind = match fs::FileType::from_raw_mode(s.stx_mode.into()) {
+            fs::FileType::RegularFile => Kind::File,
+            fs::FileType::Directory => Kind::Dir,
+            fs::FileType::Symlink => {
+                let t = fs::readlinkat(&self.fd, name, Vec::new())?;
+                Kind::Link(OsString::from_vec(t.into_bytes()))
+            }
+            _ => Kind::Other,
+        };
+        let born = if s.stx_mask & StatxFlags::BTIME.bits() == 0 {
+            0
+        } else {
+            s.stx_btime
+                .tv_sec
+                .cast_unsigned()
+                .wrapping_mul(1_000_000_000)
+                .wrapping_add(s.stx_btime.tv_nsec.into())
+        };
+        Ok(Some(Entry {
+            name: name.to_owned(),
+            kind,
+            ino: s.stx_ino,
+            born,
+            dev: fs::makedev(s.stx_dev_major, s.stx_dev_minor),
+            nlink: s.stx_nlink,
+            size: s.stx_size,
+            allocated: s.stx_blocks.saturating_mul(512),
+            uid: s.stx_uid,
+            gid: s.stx_gid,
+            mode: u32::from(s.stx_mode) & 0o7777,
+            changed: s.stx_ctime.tv_sec,
+        }))
+    }
+
+    /// The names in this directory, unordered, without `.` and `..`.
+    pub fn names(&self) -> io::Result<Vec<OsString>> {
+        let mut out = Vec::new();
+        // A descriptor of its own: the position of a shared one would be shared, too.
+        for e in fs::Dir::read_from(&self.fd)? {
+            let e = e?;
+            let n = e.file_name().to_bytes();
+            if n != b"." && n != b".." {
+                out.push(OsStr::from_bytes(n).to_owned());
+            }
+        }
+        Ok(out)
+    }
+
+    /// Removes a name and all below it: no link is followed, no other file system entered. Can be
+    /// interrupted anywhere and run again. Other file systems met on the way are an error.
+    pub fn remove_tree(&self, name: &OsStr) -> io::Result<()> {
+        let Some(e) = self.entry(name)? else { return Ok(()) };
+        if e.kind != Kind::Dir {
+            return ignore_absent(self.unlink(name));
+        }
+        let sub = self.sub(Path::new(name))?;
+        for n in sub.names()? {
+            sub.remove_tree(&n)?;
+        }
+        ignore_absent(self.rmdir(name))
+    }
+
+    /// Flushes a name and all below it, files before the directories that hold them.
+    pub fn sync_tree(&self, name: &OsStr) -> io::Result<()> {
+        let Some(e) = self.entry(name)? else { return Err(Errno::NOENT.into()) };
+        match e.kind {
+            Kind::File => sync_file(&self.open_file(Path::new(name), false)?, &self.path.join(name)),
+            Kind::Dir => {
+                let sub = self.sub(Path::new(name))?;
+                for n in sub.names()? {
+                    sub.sync_tree(&n)?;
+                }
+                sub.sync()
+            }
+            Kind::Link(_) | Kind::Other => Ok(()),
+        }
+    }
+
+    /// Writes a small file that must not exist, complete and durable before it has its name.
+    /// The directory is not flushed.
+    pub fn put_new(&self, name: &OsStr, tmp: &OsStr, bytes: &[u8], durable: bool) -> io::Result<()> {
+        ignore_absent(self.unlink_if_there(tmp))?;
+        let mut f = self.create(tmp, 0o660, true)?;
+        let path = self.path.join(tmp);
+        step(Effect::Write, &[&path], || f.write_all(bytes))?;
+        if durable {
+            sync_file(&f, &path)?;
+        }
+        self.rename_over(tmp, self, name)
+    }
+
+    fn unlink_if_there(&self, name: &OsStr) -> io::Result<()> {
+        if self.entry(name)?.is_some() { self.unlink(name) } else { Ok(()) }
+    }
+
+    /// Total, available to us, and used bytes, as `df` computes them.
+    pub fn space(&self) -> io::Result<(u64, u64, u64)> {
+        let v = fs::fstatvfs(&self.fd)?;
+        Ok((
+            v.f_blocks.saturating_mul(v.f_frsize),
+            v.f_bavail.saturating_mul(v.f_frsize),
+            v.f_blocks.saturating_sub(v.f_bfree).saturating_mul(v.f_frsize),
+        ))
+    }
+
+    pub fn fd(&self) -> impl AsFd + '_ {
+        self.fd.as_fd()
+    }
+}
+
+/// Makes a file's content durable. An error is final: the kernel may have dropped the pages.
+pub fn sync_file(f: &File, path: &Path) -> io::Result<()> {
+    if bug("drop-fsync") {
+        return Ok(());
+    }
+    step(Effect::Sync, &[path], || f.sync_all())
+}
+
+/// Sets a file's length; new bytes read zero.
+pub fn set_len(f: &File, path: &Path, len: u64) -> io::Result<()> {
+    step(Effect::Truncate, &[path], || f.set_len(len))
+}
+
+fn ignore_absent(r: io::Result<()>) -> io::Result<()> {
+    match r {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        r => r,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn dir() -> (tempfile::TempDir, Dir) {
+        let t = tempfile::tempdir().unwrap();
+        let d = Dir::open(t.path()).unwrap();
+        (t, d)
+    }
+
+    #[test]
+    fn a_rename_never_replaces() {
+        let (t, d) = dir();
+        std::fs::write(t.path().join("a"), "a").unwrap();
+        std::fs::write(t.path().join("b"), "b").unwrap();
+        for slow in [false, true] {
+            let f = if slow { Dir::rename_new_slowly } else { Dir::rename_new };
+            let e = f(&d, OsStr::new("a"), &d, OsStr::new("b")).unwrap_err();
+            assert_eq!(e.kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(std::fs::read(t.path().join("b")).unwrap(), b"b");
+            f(&d, OsStr::new("a"), &d, OsStr::new("c")).unwrap();
+            d.rename_new(OsStr::new("c"), &d, OsStr::new("a")).unwrap();
+        }
+    }
+
+    #[test]
+    fn removing_a_tree_follows_no_link() {
+        let (t, d) = dir();
+        let out = tempfile::tempdir().unwrap();
+        std::fs::write(out.path().join("live"), "x").unwrap();
+        std::fs::create_dir_all(t.path().join("x/y")).unwrap();
+        symlink(out.path(), t.path().join("x/y/out")).unwrap();
+        symlink(".", t.path().join("x/self")).unwrap();
+        d.remove_tree(OsStr::new("x")).unwrap();
+        assert!(d.names().unwrap().is_empty());
+        assert!(out.path().join("live").exists());
+        d.remove_tree(OsStr::new("x")).unwrap();
+    }
+
+    #[test]
+    fn a_link_on_the_way_is_refused() {
+        let (t, d) = dir();
+        std::fs::create_dir(t.path().join("real")).unwrap();
+        symlink("real", t.path().join("link")).unwrap();
+        assert!(d.sub(Path::new("link")).is_err());
+        assert!(d.sub(Path::new("../")).is_err());
+        assert!(d.sub(Path::new("real")).is_ok());
+    }
+
+    #[test]
+    fn a_new_inode_is_told_from_an_old_one() {
+        let (t, d) = dir();
+        std::fs::write(t.path().join("a"), "1").unwrap();
+        let old = d.entry(OsStr::new("a")).unwrap().unwrap();
+        std::fs::remove_file(t.path().join("a")).unwrap();
+        std::fs::write(t.path().join("a"), "1").unwrap();
+        let new = d.entry(OsStr::new("a")).unwrap().unwrap();
+        assert_ne!((old.ino, old.born), (new.ino, new.born));
+        assert_eq!(d.entry(OsStr::new("none")).unwrap(), None);
+    }
+}

@@ -6,6 +6,7 @@ pub mod cancel;
 pub mod class;
 pub mod effect;
 pub mod fs;
+pub mod ofd;
 
 pub use cancel::Cancel;
 pub use class::{Bytes, Class};

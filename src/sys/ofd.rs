@@ -1,0 +1,64 @@
+//! Open-file-description locks on one byte. They belong to the description, not to the process, so
+//! two leases of one process exclude each other and closing anything else releases nothing.
+#![expect(unsafe_code, reason = "no safe wrapper of F_OFD_SETLK among our dependencies")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+fn flock(offset: u64, kind: libc::c_int) -> io::Result<libc::flock> {
+    let start = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: flock is plain data; all zeroes is a valid value of it.
+    let mut l: libc::flock = unsafe { std::mem::zeroed() };
+    l.l_type = libc::c_short::try_from(kind).map_err(|_| io::ErrorKind::InvalidInput)?;
+    l.l_whence = libc::SEEK_SET as libc::c_short;
+    l.l_start = start;
+    l.l_len = 1;
+    Ok(l)
+}
+
+/// Takes the byte, or says at once that somebody has it (`false`). Exclusive needs a writable descriptor.
+pub fn try_lock(fd: BorrowedFd<'_>, offset: u64, exclusive: bool) -> io::Result<bool> {
+    let l = flock(offset, if exclusive { libc::F_WRLCK } else { libc::F_RDLCK })?;
+    loop {
+        // SAFETY: the descriptor is open for the whole call and `l` outlives it.
+        if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const l) } == 0 {
+            return Ok(true);
+        }
+        let e = io::Error::last_os_error();
+        match e.raw_os_error() {
+            Some(libc::EINTR) => {}
+            Some(libc::EAGAIN | libc::EACCES) => return Ok(false),
+            _ => return Err(e),
+        }
+    }
+}
+
+/// Whether another description holds the byte so that we could not have it exclusively.
+pub fn is_held(fd: BorrowedFd<'_>, offset: u64) -> io::Result<bool> {
+    let mut l = flock(offset, libc::F_WRLCK)?;
+    // SAFETY: as above; the kernel writes its answer into `l`.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut l) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(libc::c_int::from(l.l_type) != libc::F_UNLCK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd as _;
+
+    #[test]
+    fn two_descriptions_exclude_each_other_per_byte() {
+        let t = tempfile::NamedTempFile::new().unwrap();
+        let (a, b) = (t.reopen().unwrap(), t.reopen().unwrap());
+        for off in [0, 5, 1 << 40, 1 << 62, i64::MAX as u64 - 1] {
+            assert!(try_lock(a.as_fd(), off, true).unwrap());
+            assert!(!try_lock(b.as_fd(), off, false).unwrap());
+            assert!(is_held(b.as_fd(), off).unwrap());
+            assert!(try_lock(b.as_fd(), off + 1, true).unwrap());
+        }
+        drop(a);
+        assert!(try_lock(b.as_fd(), 0, true).unwrap());
+    }
+}
