@@ -17,6 +17,8 @@
 //! | `obs` | event log, history, journald | what the events mean |
 //! | `sys` | the only room with unsafe code, raw system calls and child processes | everything above |
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests arrange what they need"))]
+
 pub mod cli;
 pub mod config;
 pub mod data;

@@ -1,1 +1,349 @@
-//! engine
+//! What a kind of storage must offer the manager: slabs (blocks of writable storage), tags (durable
+//! names of slabs, the only commit point there is) and a place for records that is ours. Everything
+//! else is a capability, declared once and used when present.
+//!
+//! An engine knows three places. *Public* names are what OpenNebula sees. *Staged* slabs belong to
+//! one living job. *Dead* ones are tombstones. Only the last two are ever deleted from.
+//!
+//! Arguments and answers are plain data, names come from the caller, an attachment is a path: an
+//! engine may be another process. Source: seed 003; `docs/format.md` for the crash argument.
+
+pub mod conformance;
+pub mod file;
+pub mod mem;
+
+use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
+use crate::sys::{Bytes, Class};
+use serde::{Deserialize, Serialize};
+use std::fmt::{self, Debug, Display};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// A public name: relative, at most eight components, never ours (`.sdm`), never upwards.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Name(String);
+
+impl Name {
+    pub fn parse(s: &str) -> Result<Name> {
+        let bad = |why| Err(EngineError::BadName { name: s.to_owned(), why });
+        let parts: Vec<&str> = s.split('/').collect();
+        if parts.len() > 8 || s.len() > 1024 {
+            return bad("too long");
+        }
+        for p in &parts {
+            match *p {
+                "" => return bad("an empty component"),
+                "." | ".." => return bad("a component that is not a name"),
+                ".sdm" => return bad("the manager's own directory"),
+                p if p.len() > 255 => return bad("a component is too long"),
+                p if p.contains(['\0', '\n']) => return bad("a control character"),
+                _ => {}
+            }
+        }
+        Ok(Name(s.to_owned()))
+    }
+
+    /// A name next to this one: `x` and `.snap` give `x.snap`.
+    pub fn with_suffix(&self, suffix: &str) -> Result<Name> {
+        Name::parse(&format!("{}{suffix}", self.0))
+    }
+
+    /// A name inside this one.
+    pub fn child(&self, part: &str) -> Result<Name> {
+        Name::parse(&format!("{}/{part}", self.0))
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The last component.
+    pub fn last(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or(&self.0)
+    }
+}
+
+impl TryFrom<String> for Name {
+    type Error = EngineError;
+    fn try_from(s: String) -> Result<Name> {
+        Name::parse(&s)
+    }
+}
+
+impl From<Name> for String {
+    fn from(n: Name) -> String {
+        n.0
+    }
+}
+
+impl Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A tombstone: the `n`-th object that `job` buried. Kept ones stay for `trash.keep`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Grave {
+    pub job: JobId,
+    pub n: u32,
+    pub keep: bool,
+}
+
+impl Display for Grave {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}{}", self.job, self.n, if self.keep { ".keep" } else { "" })
+    }
+}
+
+impl FromStr for Grave {
+    type Err = ();
+    fn from_str(s: &str) -> std::result::Result<Grave, ()> {
+        let (s, keep) = s.strip_suffix(".keep").map_or((s, false), |s| (s, true));
+        let (job, n) = s.rsplit_once('-').ok_or(())?;
+        Ok(Grave { job: job.parse().map_err(|_| ())?, n: n.parse().map_err(|_| ())?, keep })
+    }
+}
+
+/// Where an object is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    Public(Name),
+    Staged(JobId, u32),
+    Dead(Grave),
+}
+
+impl Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Public(name) => write!(f, "{name}"),
+            Place::Staged(job, n) => write!(f, "staged {n} of job {job}"),
+            Place::Dead(grave) => write!(f, "tombstone {grave}"),
+        }
+    }
+}
+
+/// Tells an object from any other that had or will have its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub ino: u64,
+    pub born: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    File,
+    Dir,
+    Link(String),
+    /// Nothing an image can be.
+    Other,
+}
+
+/// An object and facts about it. A link is described, not followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    pub place: Place,
+    pub kind: Kind,
+    pub id: Identity,
+    pub size: Bytes,
+    pub allocated: Bytes,
+    /// Seconds since 1970 of the last change of the object or of its name.
+    pub changed: i64,
+}
+
+/// What to make.
+#[derive(Clone, Debug)]
+pub enum Spec {
+    /// A slab that reads zero.
+    File(Bytes),
+    Dir,
+    /// A tag that points to another name, as text.
+    Link(String),
+}
+
+/// The manager's records. The first two live and die with a job's staging area.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record {
+    Intent,
+    Commit,
+    Done,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    Write,
+}
+
+/// How to reach an object's bytes from this host.
+#[derive(Clone, Debug)]
+pub struct Attachment {
+    pub path: PathBuf,
+}
+
+/// What this storage can do beyond the must-have calls; found by doing, never by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "a list of independent facts")]
+pub struct Capabilities {
+    /// Two names swap in one step.
+    pub exchange: bool,
+    /// A rename refuses an existing target in one step.
+    pub noreplace: bool,
+    /// A clone that shares extents (native clone).
+    pub reflink: bool,
+    pub sparse: bool,
+    pub punch_hole: bool,
+    /// Unbuffered writes.
+    pub direct: bool,
+    /// Directories with a path to write below.
+    pub directories: bool,
+    /// New slabs read zero.
+    pub zero_initialised: bool,
+}
+
+/// Space of the storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    pub total: Bytes,
+    pub free: Bytes,
+    pub used: Bytes,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    #[error("name {name:?} is not allowed: {why}")]
+    BadName { name: String, why: &'static str },
+    #[error("{0} does not exist")]
+    Absent(String),
+    #[error("{0} exists already")]
+    Exists(String),
+    #[error("{0} is not the object it was when this job looked; nothing was changed")]
+    Changed(String),
+    #[error("{0} is on another file system than its domain")]
+    Crosses(String),
+    #[error("no space left for {0}")]
+    NoSpace(String),
+    #[error("{engine} storage cannot {what}")]
+    Unsupported { engine: &'static str, what: &'static str },
+    #[error("{what}: {source}")]
+    Io { what: String, source: std::io::Error },
+}
+
+impl EngineError {
+    pub fn class(&self) -> Class {
+        match self {
+            EngineError::BadName { .. } => Class::Usage,
+            EngineError::Absent(_) => Class::NotFound,
+            EngineError::Exists(_) | EngineError::Changed(_) => Class::Busy,
+            EngineError::Crosses(_) | EngineError::Unsupported { .. } => Class::Unsupported,
+            EngineError::NoSpace(_) => Class::Internal,
+            EngineError::Io { source, .. } => Class::of_io(source),
+        }
+    }
+}
+
+pub type Result<T> = std::result::Result<T, EngineError>;
+
+/// One kind of storage, opened on one domain.
+///
+/// Every mutating call takes the lease that allows it. Calls under the domain lock compare the object
+/// with the identity given, act, and verify what came of it; on a mismatch they put things back and
+/// answer `Changed`. Each is one atomic step, durable only after `sync`.
+pub trait Engine: Debug + Send + Sync {
+    fn name(&self) -> &'static str;
+    /// The lock backend that suits this storage when nothing else is configured.
+    fn lock_backend(&self) -> &'static str;
+    /// Probed by doing, in a staging area of `owner`; not needed for any other call to work.
+    fn capabilities(&self, owner: &OwnerLease) -> Result<Capabilities>;
+    fn usage(&self) -> Result<Usage>;
+
+    /// The domain's header, `None` when this storage is no domain yet.
+    fn header(&self) -> Result<Option<Vec<u8>>>;
+    /// Makes a domain with this header. Of several racing makers one wins; all may read it afterwards.
+    fn init(&self, header: &[u8]) -> Result<()>;
+    /// A number that changes when the manager's area is copied or restored elsewhere.
+    fn area_id(&self) -> Result<u64>;
+
+    /// Facts about one object; absent is not an error.
+    fn look(&self, at: &Place) -> Result<Option<Object>>;
+    /// Objects directly inside a public name (`None`: the domain itself), ours left out, sorted by name.
+    fn list(&self, inside: Option<&Name>) -> Result<Vec<Object>>;
+    /// Jobs that have a staging area.
+    fn jobs(&self) -> Result<Vec<JobId>>;
+    /// Slabs in a job's staging area, in order of their number.
+    fn staged(&self, job: JobId) -> Result<Vec<Object>>;
+    fn dead(&self) -> Result<Vec<Object>>;
+    fn attach(&self, at: &Place, access: Access) -> Result<Attachment>;
+
+    /// Opens the owner's staging area.
+    fn begin(&self, owner: &OwnerLease) -> Result<()>;
+    /// Makes slab `n` in the owner's staging area.
+    fn create(&self, owner: &OwnerLease, n: u32, spec: &Spec) -> Result<Object>;
+    /// Gives a public slab a second name in the owner's staging area, at no cost. `Unsupported` where
+    /// that cannot be done: then the caller copies.
+    fn adopt(&self, owner: &OwnerLease, n: u32, name: &Name) -> Result<Object>;
+    /// Makes a staged object and all below it durable, as the process sees it now.
+    fn flush(&self, owner: &OwnerLease, n: u32) -> Result<()>;
+    /// Grows or shrinks a slab, in place; new bytes read zero.
+    fn resize(&self, lease: &SlabLease, at: &Place, to: Bytes) -> Result<()>;
+    /// Removes the owner's staging area: content, then records, then the area.
+    fn end(&self, owner: &OwnerLease) -> Result<()>;
+
+    /// Writes a record of the owner. A commit is durable on return, and with it every staged entry.
+    fn put_record(&self, owner: &OwnerLease, record: Record, bytes: &[u8]) -> Result<()>;
+    /// At most 1 MiB of it; absent is not an error.
+    fn record(&self, job: JobId, record: Record) -> Result<Option<Vec<u8>>>;
+    /// Turns the owner's commit record into a done record.
+    fn close(&self, owner: &OwnerLease) -> Result<()>;
+    /// Done records with the time they were last changed.
+    fn done(&self) -> Result<Vec<(JobId, i64)>>;
+    fn forget(&self, lock: &DomainLock, job: JobId) -> Result<()>;
+
+    /// Gives a staged slab a public name that nobody has. Its parent must exist.
+    fn publish(&self, lock: &DomainLock, job: JobId, n: u32, id: Identity, to: &Name) -> Result<()>;
+    /// Puts a staged slab in the place of `old`, which goes to `grave`. Readers see one or the other.
+    fn replace(
+        &self,
+        lock: &DomainLock,
+        staged: (JobId, u32, Identity),
+        to: &Name,
+        old: Identity,
+        grave: &Grave,
+    ) -> Result<()>;
+    /// Makes an object invisible by one bare rename. Works on a full disk.
+    fn bury(&self, lock: &DomainLock, at: &Place, id: Identity, grave: &Grave) -> Result<()>;
+    /// Makes the names of these places durable, in this order.
+    fn sync(&self, places: &[Place]) -> Result<()>;
+
+    /// Deletes a tombstone's content. `owner` is the lease of the job that buried it. Interruptible.
+    fn purge(&self, owner: &OwnerLease, grave: &Grave) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_leave_the_domain_are_refused() {
+        for bad in
+            ["", "/", "/etc", "a//b", "..", "a/../b", ".", ".sdm", ".sdm/new", "a/", "a/.sdm", "a\nb", "a\0"]
+        {
+            assert!(Name::parse(bad).is_err(), "{bad:?}");
+        }
+        for good in ["a", "a.snap/1", "5/disk.0", "…", "-rf", ".x", "a b"] {
+            assert!(Name::parse(good).is_ok(), "{good:?}");
+        }
+        assert!(serde_json::from_str::<Name>("\"../x\"").is_err(), "records are checked, too");
+    }
+
+    #[test]
+    fn graves_survive_their_text() {
+        for keep in [false, true] {
+            let g = Grave { job: JobId::generate(), n: 3, keep };
+            assert_eq!(g.to_string().parse(), Ok(g));
+        }
+        assert!("x-1".parse::<Grave>().is_err());
+    }
+}

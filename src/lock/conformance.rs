@@ -6,7 +6,6 @@ use super::{LeaseId, LockBackend, LockError, Mode};
 ///
 /// # Panics
 /// When the backend breaks a rule; the message names it.
-#[expect(clippy::missing_panics_doc, reason = "panicking is how a test suite answers")]
 pub fn run(make: &dyn Fn() -> Box<dyn LockBackend>) {
     let slab = |n: &str| LeaseId::Slab(n.to_owned());
     let busy = |r: &Result<_, LockError>| matches!(r, Err(LockError::Busy(_)));

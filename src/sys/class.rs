@@ -89,7 +89,7 @@ impl std::fmt::Display for Bytes {
         }
         let exp = (self.0.ilog2() / 10) as usize;
         // Tenths, rounded down, in integers: exact enough for people at any size.
-        let tenths = u128::from(self.0) * 10 >> (10 * exp);
+        let tenths = (u128::from(self.0) * 10) >> (10 * exp);
         write!(f, "{}.{} {}", tenths / 10, tenths % 10, UNITS[exp - 1])
     }
 }

@@ -10,7 +10,7 @@ fn flock(offset: u64, kind: libc::c_int) -> io::Result<libc::flock> {
     // SAFETY: flock is plain data; all zeroes is a valid value of it.
     let mut l: libc::flock = unsafe { std::mem::zeroed() };
     l.l_type = libc::c_short::try_from(kind).map_err(|_| io::ErrorKind::InvalidInput)?;
-    l.l_whence = libc::SEEK_SET as libc::c_short;
+    l.l_whence = 0; // SEEK_SET
     l.l_start = start;
     l.l_len = 1;
     Ok(l)

@@ -1,0 +1,239 @@
+//! What every engine must do. Called by each engine's tests; others' engines run the same suite.
+
+use super::{Access, Bytes, Engine, EngineError, Grave, Identity, Kind, Name, Place, Record, Spec};
+use crate::lock::{self, DomainLock, JobId, MemLocks, OwnerLease};
+use crate::sys::Cancel;
+use std::io::{Read as _, Write as _};
+use std::time::Duration;
+
+/// One engine, empty, with a job on it.
+struct Case {
+    engine: Box<dyn Engine>,
+    locks: MemLocks,
+    owner: OwnerLease,
+}
+
+type Rule = (&'static str, fn(&Case) -> Outcome);
+type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
+
+impl Case {
+    fn new(engine: Box<dyn Engine>) -> Result<Case, Box<dyn std::error::Error>> {
+        let locks = MemLocks::default();
+        engine.init(b"header")?;
+        let owner = lock::owner_lease(&locks, JobId::generate())?;
+        engine.begin(&owner)?;
+        Ok(Case { engine, locks, owner })
+    }
+
+    fn lock(&self) -> Result<DomainLock, lock::LockError> {
+        lock::domain_lock(&self.locks, Duration::ZERO, &Cancel::default())
+    }
+
+    fn grave(&self, n: u32) -> Grave {
+        Grave { job: self.owner.job(), n, keep: false }
+    }
+
+    /// A staged slab with this content.
+    fn slab(&self, n: u32, content: &str) -> Result<Identity, Box<dyn std::error::Error>> {
+        let o = self.engine.create(&self.owner, n, &Spec::File(Bytes(0)))?;
+        let path = self.engine.attach(&o.place, Access::Write)?.path;
+        std::fs::OpenOptions::new().write(true).open(path)?.write_all(content.as_bytes())?;
+        self.engine.flush(&self.owner, n)?;
+        Ok(o.id)
+    }
+
+    fn read(&self, at: &Place) -> Result<Option<String>, Box<dyn std::error::Error>> {
+        if self.engine.look(at)?.is_none() {
+            return Ok(None);
+        }
+        let mut s = String::new();
+        std::fs::File::open(self.engine.attach(at, Access::Read)?.path)?.read_to_string(&mut s)?;
+        Ok(Some(s))
+    }
+}
+
+/// Runs the suite; `make` gives an empty storage that is no domain yet.
+///
+/// # Panics
+/// When the engine breaks a rule; the message names it.
+pub fn run(make: &dyn Fn() -> Box<dyn Engine>) {
+    let rules: &[Rule] = &[
+        ("a header is written once", header),
+        ("publishing gives a staged slab a name, once", publish),
+        ("publishing makes no parent", no_parent),
+        ("replacing swaps in one step and keeps the old", replace),
+        ("nothing is touched when the object is another", identity),
+        ("burying hides, purging deletes", bury),
+        ("slabs resize and read zero", resize),
+        ("adopting costs nothing and loses nothing", adopt),
+        ("records live with their job", records),
+        ("ending leaves nothing of the job", end),
+        ("directories and links move as one", trees),
+    ];
+    for (rule, check) in rules {
+        if let Err(e) = Case::new(make()).and_then(|c| check(&c)) {
+            panic!("{rule}: {e}");
+        }
+    }
+}
+
+fn name(s: &str) -> Result<Name, EngineError> {
+    Name::parse(s)
+}
+
+fn public(s: &str) -> Result<Place, EngineError> {
+    name(s).map(Place::Public)
+}
+
+fn header(c: &Case) -> Outcome {
+    c.engine.init(b"another")?;
+    assert_eq!(c.engine.header()?.as_deref(), Some(&b"header"[..]), "the first maker wins");
+    assert_eq!(c.engine.area_id()?, c.engine.area_id()?);
+    assert!(c.engine.list(None)?.is_empty(), "what is ours is not listed");
+    assert_eq!(c.engine.jobs()?, [c.owner.job()]);
+    Ok(())
+}
+
+fn publish(c: &Case) -> Outcome {
+    let id = c.slab(0, "x")?;
+    let job = c.owner.job();
+    assert!(c.engine.list(None)?.is_empty(), "staged is invisible");
+    c.engine.publish(&c.lock()?, job, 0, id, &name("a")?)?;
+    c.engine.sync(&[public("a")?])?;
+    assert_eq!(c.read(&public("a")?)?.as_deref(), Some("x"));
+    assert_eq!(c.engine.look(&public("a")?)?.map(|o| o.id), Some(id), "identity survives a rename");
+    assert!(c.engine.staged(job)?.is_empty());
+    let again = c.engine.publish(&c.lock()?, job, 0, id, &name("b")?);
+    assert!(matches!(again, Err(EngineError::Absent(_))), "the source entry is gone");
+    let other = c.slab(1, "y")?;
+    let taken = c.engine.publish(&c.lock()?, job, 1, other, &name("a")?);
+    assert!(matches!(taken, Err(EngineError::Exists(_))));
+    assert_eq!(c.read(&public("a")?)?.as_deref(), Some("x"));
+    Ok(())
+}
+
+fn no_parent(c: &Case) -> Outcome {
+    let id = c.slab(0, "x")?;
+    let r = c.engine.publish(&c.lock()?, c.owner.job(), 0, id, &name("gone/a")?);
+    assert!(matches!(r, Err(EngineError::Absent(_))), "{r:?}");
+    assert!(c.engine.list(None)?.is_empty());
+    Ok(())
+}
+
+fn replace(c: &Case) -> Outcome {
+    let job = c.owner.job();
+    let (old, new) = (c.slab(0, "old")?, c.slab(1, "new")?);
+    c.engine.publish(&c.lock()?, job, 0, old, &name("a")?)?;
+    c.engine.replace(&c.lock()?, (job, 1, new), &name("a")?, old, &c.grave(0))?;
+    assert_eq!(c.read(&public("a")?)?.as_deref(), Some("new"));
+    assert_eq!(c.read(&Place::Dead(c.grave(0)))?.as_deref(), Some("old"));
+    assert!(c.engine.staged(job)?.is_empty());
+    Ok(())
+}
+
+fn identity(c: &Case) -> Outcome {
+    let job = c.owner.job();
+    let (old, new) = (c.slab(0, "old")?, c.slab(1, "new")?);
+    c.engine.publish(&c.lock()?, job, 0, old, &name("a")?)?;
+    let r = c.engine.replace(&c.lock()?, (job, 1, new), &name("a")?, new, &c.grave(0));
+    assert!(matches!(r, Err(EngineError::Changed(_))), "{r:?}");
+    let r = c.engine.bury(&c.lock()?, &public("a")?, new, &c.grave(0));
+    assert!(matches!(r, Err(EngineError::Changed(_))), "{r:?}");
+    let r = c.engine.publish(&c.lock()?, job, 1, old, &name("b")?);
+    assert!(matches!(r, Err(EngineError::Changed(_))), "{r:?}");
+    assert_eq!(c.read(&public("a")?)?.as_deref(), Some("old"));
+    assert_eq!(c.engine.look(&public("b")?)?, None);
+    assert!(c.engine.dead()?.is_empty());
+    Ok(())
+}
+
+fn bury(c: &Case) -> Outcome {
+    let id = c.slab(0, "x")?;
+    c.engine.publish(&c.lock()?, c.owner.job(), 0, id, &name("a")?)?;
+    let kept = Grave { keep: true, ..c.grave(3) };
+    c.engine.bury(&c.lock()?, &public("a")?, id, &kept)?;
+    assert!(c.engine.list(None)?.is_empty());
+    let dead = c.engine.dead()?;
+    assert_eq!(dead.iter().map(|o| o.place.clone()).collect::<Vec<_>>(), [Place::Dead(kept)]);
+    c.engine.purge(&c.owner, &kept)?;
+    assert!(c.engine.dead()?.is_empty());
+    c.engine.purge(&c.owner, &kept)?;
+    Ok(())
+}
+
+fn resize(c: &Case) -> Outcome {
+    let o = c.engine.create(&c.owner, 0, &Spec::File(Bytes(4096)))?;
+    let lease =
+        lock::slab_leases(&c.locks, &[("a", lock::Mode::Exclusive)], Duration::ZERO, &Cancel::default())?;
+    let lease = lease.first().ok_or("no lease")?;
+    c.engine.resize(lease, &o.place, Bytes(8192))?;
+    assert_eq!(c.read(&o.place)?, Some("\0".repeat(8192)));
+    c.engine.resize(lease, &o.place, Bytes(1))?;
+    assert_eq!(c.engine.look(&o.place)?.map(|o| o.size), Some(Bytes(1)));
+    Ok(())
+}
+
+fn adopt(c: &Case) -> Outcome {
+    let job = c.owner.job();
+    let id = c.slab(0, "x")?;
+    c.engine.publish(&c.lock()?, job, 0, id, &name("a")?)?;
+    let second = match c.engine.adopt(&c.owner, 1, &name("a")?) {
+        Err(EngineError::Unsupported { .. }) => return Ok(()),
+        o => o?,
+    };
+    assert_eq!(second.id, id);
+    c.engine.bury(&c.lock()?, &second.place, id, &c.grave(0))?;
+    c.engine.purge(&c.owner, &c.grave(0))?;
+    assert_eq!(c.read(&public("a")?)?.as_deref(), Some("x"), "undoing an adoption loses nothing");
+    Ok(())
+}
+
+fn records(c: &Case) -> Outcome {
+    let job = c.owner.job();
+    assert_eq!(c.engine.record(job, Record::Intent)?, None);
+    c.engine.put_record(&c.owner, Record::Intent, b"i")?;
+    c.engine.put_record(&c.owner, Record::Commit, b"c1")?;
+    c.engine.put_record(&c.owner, Record::Commit, b"c2")?;
+    assert_eq!(c.engine.record(job, Record::Commit)?.as_deref(), Some(&b"c2"[..]), "rewritten whole");
+    assert!(c.engine.staged(job)?.is_empty(), "a record is no slab");
+    c.engine.close(&c.owner)?;
+    assert_eq!(c.engine.record(job, Record::Commit)?, None);
+    assert_eq!(c.engine.record(job, Record::Done)?.as_deref(), Some(&b"c2"[..]));
+    assert_eq!(c.engine.done()?.iter().map(|d| d.0).collect::<Vec<_>>(), [job]);
+    c.engine.forget(&c.lock()?, job)?;
+    assert_eq!(c.engine.record(job, Record::Done)?, None);
+    Ok(())
+}
+
+fn end(c: &Case) -> Outcome {
+    c.slab(0, "x")?;
+    c.engine.put_record(&c.owner, Record::Intent, b"i")?;
+    let again = c.engine.begin(&c.owner);
+    assert!(matches!(again, Err(EngineError::Exists(_))), "one area per job");
+    c.engine.end(&c.owner)?;
+    assert!(c.engine.jobs()?.is_empty());
+    c.engine.end(&c.owner)?;
+    c.engine.begin(&c.owner)?;
+    let caps = c.engine.capabilities(&c.owner)?;
+    assert_eq!(caps, c.engine.capabilities(&c.owner)?, "capabilities are constant");
+    assert!(c.engine.staged(c.owner.job())?.is_empty(), "probing leaves nothing");
+    Ok(())
+}
+
+fn trees(c: &Case) -> Outcome {
+    let job = c.owner.job();
+    let d = c.engine.create(&c.owner, 0, &Spec::Dir)?;
+    c.engine.publish(&c.lock()?, job, 0, d.id, &name("a.snap")?)?;
+    let x = c.slab(1, "x")?;
+    c.engine.publish(&c.lock()?, job, 1, x, &name("a.snap/1")?)?;
+    let l = c.engine.create(&c.owner, 2, &Spec::Link("a.snap/1".into()))?;
+    c.engine.publish(&c.lock()?, job, 2, l.id, &name("a")?)?;
+    assert_eq!(c.engine.list(Some(&name("a.snap")?))?.len(), 1);
+    assert_eq!(c.engine.look(&public("a")?)?.map(|o| o.kind), Some(Kind::Link("a.snap/1".into())));
+    c.engine.bury(&c.lock()?, &public("a.snap")?, d.id, &c.grave(0))?;
+    assert!(c.engine.list(Some(&name("a.snap")?))?.is_empty());
+    assert_eq!(c.engine.list(None)?.len(), 1, "the link is left, dangling");
+    c.engine.purge(&c.owner, &c.grave(0))?;
+    assert!(c.engine.dead()?.is_empty());
+    Ok(())
+}

@@ -1,0 +1,166 @@
+//! The manager's own area of a directory domain: making it, its header, its records, its reserve.
+
+use super::{AREA, EngineError, FileEngine, Result, io_error};
+use crate::engine::Record;
+use crate::lock::JobId;
+use crate::sys::fs::Dir;
+use std::ffi::OsStr;
+use std::io::{self, Read as _};
+use std::path::Path;
+
+const HEADER: &str = "domain.json";
+const RESERVE: &str = "reserve";
+/// Space given up when a removal meets a full disk.
+const RESERVE_SIZE: u64 = 1 << 20;
+/// No record of ours is larger; a larger one is not ours.
+const RECORD_MAX: u64 = 1 << 20;
+
+fn file_name(record: Record) -> &'static str {
+    match record {
+        Record::Intent => "intent.json",
+        Record::Commit | Record::Done => "commit.json",
+    }
+}
+
+fn read_file(dir: &Dir, rel: &str) -> Result<Option<Vec<u8>>> {
+    let what = dir.path().join(rel);
+    let f = match dir.open_file(Path::new(rel), false) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        f => f.map_err(io_error(what.display()))?,
+    };
+    let mut bytes = Vec::new();
+    f.take(RECORD_MAX + 1).read_to_end(&mut bytes).map_err(io_error(what.display()))?;
+    if bytes.len() as u64 > RECORD_MAX {
+        let source = io::Error::new(io::ErrorKind::InvalidData, "larger than a record can be");
+        return Err(EngineError::Io { what: what.display().to_string(), source });
+    }
+    Ok(Some(bytes))
+}
+
+impl FileEngine {
+    pub(super) fn read_header(&self) -> Result<Option<Vec<u8>>> {
+        match self.area()? {
+            Some(area) => read_file(&area, HEADER),
+            None => Ok(None),
+        }
+    }
+
+    /// Makes the area; the header comes last, by a link that only one of several makers can win.
+    pub(super) fn make_area(&self, header: &[u8]) -> Result<()> {
+        let exists_is_fine = |r: io::Result<()>| match r {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            r => r,
+        };
+        let what = self.root.path().join(AREA);
+        let err = || io_error(what.display());
+        exists_is_fine(self.root.mkdir(OsStr::new(AREA), 0o770, true)).map_err(err())?;
+        let area = self.sub(AREA)?;
+        for d in ["new", "del", "done"] {
+            exists_is_fine(area.mkdir(OsStr::new(d), 0o770, true)).map_err(err())?;
+        }
+        exists_is_fine(area.create(OsStr::new("leases"), 0o660, true).map(drop)).map_err(err())?;
+        self.make_reserve()?;
+        let job = JobId::generate().to_string();
+        let new = self.sub(format!("{AREA}/new"))?;
+        new.mkdir(OsStr::new(&job), 0o770, true).map_err(err())?;
+        let staging = self.sub(format!("{AREA}/new/{job}"))?;
+        let (name, tmp) = (OsStr::new(HEADER), OsStr::new("tmp"));
+        staging.put_new(name, tmp, header, true).map_err(err())?;
+        let won = exists_is_fine(staging.link(name, &area, name)).map_err(err());
+        new.remove_tree(OsStr::new(&job)).map_err(err())?;
+        won?;
+        area.sync().map_err(err())?;
+        self.root.sync().map_err(err())
+    }
+
+    /// Makes the reserve when it is missing and there is room; its absence is no error.
+    pub(super) fn make_reserve(&self) -> Result<()> {
+        let area = self.sub(AREA)?;
+        if let Ok(f) = area.create(OsStr::new(RESERVE), 0o660, true) {
+            let all = rustix::fs::fallocate(&f, rustix::fs::FallocateFlags::empty(), 0, RESERVE_SIZE);
+            if all.is_err() {
+                area.unlink(OsStr::new(RESERVE)).map_err(io_error(RESERVE))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn give_reserve(&self) -> Result<()> {
+        self.sub(AREA)?.remove_tree(OsStr::new(RESERVE)).map_err(io_error(RESERVE))
+    }
+
+    pub(super) fn write_record(&self, job: JobId, record: Record, bytes: &[u8]) -> Result<()> {
+        let dir = self.sub(format!("{AREA}/new/{job}"))?;
+        let durable = record == Record::Commit;
+        let what = dir.path().join(file_name(record));
+        dir.put_new(OsStr::new(file_name(record)), OsStr::new("tmp"), bytes, durable)
+            .map_err(io_error(what.display()))?;
+        // With the directory every staged entry becomes durable, too.
+        if durable { dir.sync().map_err(io_error(what.display())) } else { Ok(()) }
+    }
+
+    pub(super) fn read_record(&self, job: JobId, record: Record) -> Result<Option<Vec<u8>>> {
+        let dir = self.sub(AREA)?;
+        match record {
+            Record::Done => read_file(&dir, &format!("done/{job}.json")),
+            r => read_file(&dir, &format!("new/{job}/{}", file_name(r))),
+        }
+    }
+
+    pub(super) fn commit_to_done(&self, job: JobId) -> Result<()> {
+        let (from, to) = (self.sub(format!("{AREA}/new/{job}"))?, self.sub(format!("{AREA}/done"))?);
+        from.rename_over(OsStr::new(file_name(Record::Commit)), &to, OsStr::new(&format!("{job}.json")))
+            .map_err(io_error(format_args!("the done record of {job}")))
+    }
+
+    pub(super) fn list_done(&self) -> Result<Vec<(JobId, i64)>> {
+        let dir = self.sub(format!("{AREA}/done"))?;
+        let mut out = Vec::new();
+        for n in Self::names(&dir)? {
+            let job = n.to_str().and_then(|n| n.strip_suffix(".json")).and_then(|n| n.parse().ok());
+            if let (Some(job), Some(e)) = (job, dir.entry(&n).map_err(io_error("a done record"))?) {
+                out.push((job, e.changed));
+            }
+        }
+        out.sort_unstable();
+        Ok(out)
+    }
+
+    pub(super) fn remove_done(&self, job: JobId) -> Result<()> {
+        let dir = self.sub(format!("{AREA}/done"))?;
+        dir.remove_tree(OsStr::new(&format!("{job}.json"))).map_err(io_error("a done record"))
+    }
+
+    /// Content first, then the records, the directory last: what is left still tells whose it is.
+    pub(super) fn remove_staging(&self, job: JobId) -> Result<()> {
+        let new = self.sub(format!("{AREA}/new"))?;
+        let name = job.to_string();
+        let what = new.path().join(&name);
+        let dir = match new.sub(Path::new(&name)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            d => d.map_err(io_error(what.display()))?,
+        };
+        let mut names = Self::names(&dir)?;
+        names.sort_by_key(|n| n.to_str().is_none_or(|n| n.parse::<u32>().is_err()));
+        for n in names {
+            dir.remove_tree(&n).map_err(io_error(what.display()))?;
+        }
+        new.remove_tree(OsStr::new(&name)).map_err(io_error(what.display()))
+    }
+
+    /// Replacing without EXCHANGE (NFS): the old file gets its tombstone as a second name, then the
+    /// new one takes the name. A directory cannot be replaced that way.
+    pub(super) fn replace_slowly(
+        &self,
+        from: &super::Spot,
+        to: &super::Spot,
+        at: &super::Place,
+        grave: &super::Grave,
+    ) -> Result<()> {
+        let del = self.sub(format!("{AREA}/del"))?;
+        to.dir.link(&to.name, &del, OsStr::new(&grave.to_string())).map_err(io_error(at))?;
+        del.sync().map_err(io_error(at))?;
+        from.dir.rename_over(&from.name, &to.dir, &to.name).map_err(io_error(at))?;
+        to.dir.sync().map_err(io_error(at))
+    }
+}

@@ -1,0 +1,375 @@
+//! A directory as a domain: slab = regular file, tag = directory entry. Format 1, `docs/format.md`.
+
+mod area;
+mod probe;
+
+use super::{
+    Access, Attachment, Bytes, Capabilities, Engine, EngineError, Grave, Identity, Kind, Name, Object, Place,
+    Record, Result, Spec, Usage,
+};
+use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
+use crate::sys::fs::{self, Dir, Entry};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A directory, opened once; every later look goes through its descriptor.
+#[derive(Debug)]
+pub struct FileEngine {
+    root: Dir,
+}
+
+/// The name of the manager's area in a datastore.
+pub const AREA: &str = ".sdm";
+
+/// Where a place is: its parent directory (opened) and its name there.
+struct Spot {
+    dir: Dir,
+    name: OsString,
+}
+
+fn io_error(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> EngineError {
+    move |source| match source.raw_os_error() {
+        Some(libc::ENOSPC | libc::EDQUOT) => EngineError::NoSpace(what.to_string()),
+        Some(libc::EXDEV) => EngineError::Crosses(what.to_string()),
+        Some(libc::EEXIST | libc::ENOTEMPTY) => EngineError::Exists(what.to_string()),
+        Some(libc::ENOENT | libc::ENOTDIR) => EngineError::Absent(what.to_string()),
+        _ => EngineError::Io { what: what.to_string(), source },
+    }
+}
+
+fn identity(e: &Entry) -> Identity {
+    Identity { ino: e.ino, born: e.born }
+}
+
+fn object(place: Place, e: Entry) -> Object {
+    let id = identity(&e);
+    let kind = match e.kind {
+        fs::Kind::File => Kind::File,
+        fs::Kind::Dir => Kind::Dir,
+        fs::Kind::Link(t) => Kind::Link(t.to_string_lossy().into_owned()),
+        fs::Kind::Other => Kind::Other,
+    };
+    Object { place, kind, id, size: Bytes(e.size), allocated: Bytes(e.allocated), changed: e.changed }
+}
+
+impl FileEngine {
+    /// Opens a datastore directory, domain or not. Links in `path` are followed.
+    pub fn open(path: &Path) -> Result<FileEngine> {
+        Ok(FileEngine { root: Dir::open(path).map_err(io_error(path.display()))? })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// The manager's area, for the lock backend. `None` when this is no domain.
+    pub fn area(&self) -> Result<Option<Dir>> {
+        match self.root.sub(Path::new(AREA)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            r => r.map(Some).map_err(io_error(self.root.path().join(AREA).display())),
+        }
+    }
+
+    fn sub(&self, rel: impl AsRef<Path>) -> Result<Dir> {
+        let rel = rel.as_ref();
+        self.root.sub(rel).map_err(io_error(self.root.path().join(rel).display()))
+    }
+
+    fn spot(&self, at: &Place) -> Result<Spot> {
+        let (dir, name) = match at {
+            Place::Public(n) => match n.as_str().rsplit_once('/') {
+                Some((dir, name)) => (dir.to_owned(), name.to_owned()),
+                None => (".".to_owned(), n.as_str().to_owned()),
+            },
+            Place::Staged(job, n) => (format!("{AREA}/new/{job}"), n.to_string()),
+            Place::Dead(grave) => (format!("{AREA}/del"), grave.to_string()),
+        };
+        Ok(Spot { dir: self.sub(dir)?, name: name.into() })
+    }
+
+    fn full(&self, at: &Place) -> PathBuf {
+        self.root.path().join(match at {
+            Place::Public(n) => n.as_str().to_owned(),
+            Place::Staged(job, n) => format!("{AREA}/new/{job}/{n}"),
+            Place::Dead(grave) => format!("{AREA}/del/{grave}"),
+        })
+    }
+
+    /// The entry at a spot, which must be the object meant.
+    fn expect(spot: &Spot, at: &Place, id: Identity) -> Result<Entry> {
+        let e = spot.dir.entry(&spot.name).map_err(io_error(at))?;
+        match e {
+            None => Err(EngineError::Absent(at.to_string())),
+            Some(e) if identity(&e) == id => Ok(e),
+            Some(_) => Err(EngineError::Changed(at.to_string())),
+        }
+    }
+
+    /// Compare, rename to a free name, verify; puts back what was not meant.
+    fn rename(&self, from: &Place, id: Identity, to: &Place) -> Result<()> {
+        let (a, b) = (self.spot(from)?, self.spot(to)?);
+        Self::expect(&a, from, id)?;
+        a.dir.rename_new(&a.name, &b.dir, &b.name).map_err(io_error(to))?;
+        match Self::expect(&b, to, id) {
+            Err(EngineError::Changed(_)) => {
+                b.dir.rename_new(&b.name, &a.dir, &a.name).map_err(io_error(from))?;
+                Err(EngineError::Changed(from.to_string()))
+            }
+            r => r.map(drop),
+        }
+    }
+
+    fn objects(
+        dir: &Dir,
+        names: Vec<OsString>,
+        place: impl Fn(&str) -> Option<Place>,
+    ) -> Result<Vec<Object>> {
+        let mut out = Vec::new();
+        for n in names {
+            // A name that is not text is not one of ours; `check` reports it.
+            let Some(at) = n.to_str().and_then(&place) else { continue };
+            if let Some(e) = dir.entry(&n).map_err(io_error(&at))? {
+                out.push(object(at, e));
+            }
+        }
+        out.sort_by(|a, b| a.place.cmp(&b.place));
+        Ok(out)
+    }
+
+    fn names(dir: &Dir) -> Result<Vec<OsString>> {
+        dir.names().map_err(io_error(dir.path().display()))
+    }
+}
+
+impl Engine for FileEngine {
+    fn name(&self) -> &'static str {
+        "file"
+    }
+
+    fn lock_backend(&self) -> &'static str {
+        "ofd"
+    }
+
+    fn capabilities(&self, owner: &OwnerLease) -> Result<Capabilities> {
+        let dir = self.sub(format!("{AREA}/new/{}", owner.job()))?;
+        probe::capabilities(&dir).map_err(io_error("probing the file system"))
+    }
+
+    fn usage(&self) -> Result<Usage> {
+        let (total, free, used) = self.root.space().map_err(io_error(self.root.path().display()))?;
+        Ok(Usage { total: Bytes(total), free: Bytes(free), used: Bytes(used) })
+    }
+
+    fn header(&self) -> Result<Option<Vec<u8>>> {
+        self.read_header()
+    }
+
+    fn init(&self, header: &[u8]) -> Result<()> {
+        self.make_area(header)
+    }
+
+    fn area_id(&self) -> Result<u64> {
+        let e = self.root.entry(OsStr::new(AREA)).map_err(io_error(AREA))?;
+        e.map(|e| e.ino).ok_or_else(|| EngineError::Absent(AREA.to_owned()))
+    }
+
+    fn look(&self, at: &Place) -> Result<Option<Object>> {
+        let spot = match self.spot(at) {
+            Err(EngineError::Absent(_)) => return Ok(None),
+            s => s?,
+        };
+        Ok(spot.dir.entry(&spot.name).map_err(io_error(at))?.map(|e| object(at.clone(), e)))
+    }
+
+    fn list(&self, inside: Option<&Name>) -> Result<Vec<Object>> {
+        let dir = match self.sub(inside.map_or(".", Name::as_str)) {
+            Err(EngineError::Absent(_)) => return Ok(Vec::new()),
+            d => d?,
+        };
+        let names = Self::names(&dir)?;
+        Self::objects(&dir, names, |n| match inside {
+            None => Name::parse(n).ok().map(Place::Public),
+            Some(parent) => parent.child(n).ok().map(Place::Public),
+        })
+    }
+
+    fn jobs(&self) -> Result<Vec<JobId>> {
+        let names = Self::names(&self.sub(format!("{AREA}/new"))?)?;
+        let mut jobs: Vec<JobId> = names.iter().filter_map(|n| n.to_str()?.parse().ok()).collect();
+        jobs.sort_unstable();
+        Ok(jobs)
+    }
+
+    fn staged(&self, job: JobId) -> Result<Vec<Object>> {
+        let dir = match self.sub(format!("{AREA}/new/{job}")) {
+            Err(EngineError::Absent(_)) => return Ok(Vec::new()),
+            d => d?,
+        };
+        let names = Self::names(&dir)?;
+        Self::objects(&dir, names, |n| n.parse().ok().map(|n| Place::Staged(job, n)))
+    }
+
+    fn dead(&self) -> Result<Vec<Object>> {
+        let dir = self.sub(format!("{AREA}/del"))?;
+        let names = Self::names(&dir)?;
+        Self::objects(&dir, names, |n| n.parse().ok().map(Place::Dead))
+    }
+
+    fn attach(&self, at: &Place, _access: Access) -> Result<Attachment> {
+        Ok(Attachment { path: self.full(at) })
+    }
+
+    fn begin(&self, owner: &OwnerLease) -> Result<()> {
+        let name = owner.job().to_string();
+        let dir = self.sub(format!("{AREA}/new"))?;
+        dir.mkdir(OsStr::new(&name), 0o770, true)
+            .map_err(io_error(format_args!("the staging area of {name}")))
+    }
+
+    fn create(&self, owner: &OwnerLease, n: u32, spec: &Spec) -> Result<Object> {
+        let at = Place::Staged(owner.job(), n);
+        let spot = self.spot(&at)?;
+        match spec {
+            // As any program of the account would make it: the umask decides the mode.
+            Spec::File(size) => spot
+                .dir
+                .create(&spot.name, 0o666, false)
+                .and_then(|f| if size.0 == 0 { Ok(()) } else { fs::set_len(&f, &self.full(&at), size.0) }),
+            Spec::Dir => spot.dir.mkdir(&spot.name, 0o777, false),
+            Spec::Link(target) => spot.dir.symlink(OsStr::new(target), &spot.name),
+        }
+        .map_err(io_error(&at))?;
+        self.look(&at)?.ok_or_else(|| EngineError::Absent(at.to_string()))
+    }
+
+    fn adopt(&self, owner: &OwnerLease, n: u32, name: &Name) -> Result<Object> {
+        let (from, at) = (Place::Public(name.clone()), Place::Staged(owner.job(), n));
+        let (a, b) = (self.spot(&from)?, self.spot(&at)?);
+        match a.dir.link(&a.name, &b.dir, &b.name) {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EPERM | libc::EMLINK | libc::EOPNOTSUPP)) => {
+                Err(EngineError::Unsupported { engine: "file", what: "give this file a second name" })
+            }
+            Err(e) => Err(io_error(&from)(e)),
+            Ok(()) => self.look(&at)?.ok_or_else(|| EngineError::Absent(at.to_string())),
+        }
+    }
+
+    fn flush(&self, owner: &OwnerLease, n: u32) -> Result<()> {
+        let at = Place::Staged(owner.job(), n);
+        let spot = self.spot(&at)?;
+        spot.dir.sync_tree(&spot.name).map_err(io_error(&at))
+    }
+
+    fn resize(&self, _lease: &SlabLease, at: &Place, to: Bytes) -> Result<()> {
+        let spot = self.spot(at)?;
+        let f = spot.dir.open_file(Path::new(&spot.name), true).map_err(io_error(at))?;
+        fs::set_len(&f, &self.full(at), to.0).map_err(io_error(at))?;
+        fs::sync_file(&f, &self.full(at)).map_err(io_error(at))
+    }
+
+    fn end(&self, owner: &OwnerLease) -> Result<()> {
+        self.remove_staging(owner.job())
+    }
+
+    fn put_record(&self, owner: &OwnerLease, record: Record, bytes: &[u8]) -> Result<()> {
+        self.write_record(owner.job(), record, bytes)
+    }
+
+    fn record(&self, job: JobId, record: Record) -> Result<Option<Vec<u8>>> {
+        self.read_record(job, record)
+    }
+
+    fn close(&self, owner: &OwnerLease) -> Result<()> {
+        self.commit_to_done(owner.job())
+    }
+
+    fn done(&self) -> Result<Vec<(JobId, i64)>> {
+        self.list_done()
+    }
+
+    fn forget(&self, _lock: &DomainLock, job: JobId) -> Result<()> {
+        self.remove_done(job)
+    }
+
+    fn publish(&self, _lock: &DomainLock, job: JobId, n: u32, id: Identity, to: &Name) -> Result<()> {
+        self.rename(&Place::Staged(job, n), id, &Place::Public(to.clone()))
+    }
+
+    fn replace(
+        &self,
+        lock: &DomainLock,
+        (job, n, id): (JobId, u32, Identity),
+        to: &Name,
+        old: Identity,
+        grave: &Grave,
+    ) -> Result<()> {
+        let (from, at) = (Place::Staged(job, n), Place::Public(to.clone()));
+        let (a, b) = (self.spot(&from)?, self.spot(&at)?);
+        Self::expect(&a, &from, id)?;
+        Self::expect(&b, &at, old)?;
+        match a.dir.exchange(&a.name, &b.dir, &b.name) {
+            Ok(()) => {}
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP)) => {
+                return self.replace_slowly(&a, &b, &at, grave);
+            }
+            Err(e) => return Err(io_error(&at)(e)),
+        }
+        if let Err(EngineError::Changed(_) | EngineError::Absent(_)) = Self::expect(&a, &from, old) {
+            a.dir.exchange(&a.name, &b.dir, &b.name).map_err(io_error(&at))?;
+            return Err(EngineError::Changed(at.to_string()));
+        }
+        // The new object's name before the old one's last: a power loss must not keep only the burial.
+        self.sync(&[at, from.clone()])?;
+        self.bury(lock, &from, old, grave)
+    }
+
+    fn bury(&self, _lock: &DomainLock, at: &Place, id: Identity, grave: &Grave) -> Result<()> {
+        let to = Place::Dead(*grave);
+        match self.rename(at, id, &to) {
+            Err(EngineError::NoSpace(_)) => {
+                self.give_reserve()?;
+                self.rename(at, id, &to)
+            }
+            r => r,
+        }
+    }
+
+    fn sync(&self, places: &[Place]) -> Result<()> {
+        let mut done: Vec<PathBuf> = Vec::new();
+        for at in places {
+            let spot = match self.spot(at) {
+                Err(EngineError::Absent(_)) => continue,
+                s => s?,
+            };
+            if !done.iter().any(|p| p == spot.dir.path()) {
+                spot.dir.sync().map_err(io_error(at))?;
+                done.push(spot.dir.path().to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    fn purge(&self, _owner: &OwnerLease, grave: &Grave) -> Result<()> {
+        let at = Place::Dead(*grave);
+        let spot = self.spot(&at)?;
+        spot.dir.remove_tree(&spot.name).map_err(io_error(&at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conforms() {
+        let t = tempfile::tempdir().unwrap();
+        let n = std::cell::Cell::new(0);
+        super::super::conformance::run(&|| {
+            n.set(n.get() + 1);
+            let dir = t.path().join(n.get().to_string());
+            std::fs::create_dir(&dir).unwrap();
+            Box::new(FileEngine::open(&dir).unwrap())
+        });
+    }
+}
