@@ -19,6 +19,7 @@ type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
 impl Case {
     fn new(engine: Box<dyn Engine>) -> Result<Case, Box<dyn std::error::Error>> {
         let locks = MemLocks::default();
+        engine.prepare()?;
         engine.init(b"header")?;
         let owner = lock::owner_lease(&locks, JobId::generate())?;
         engine.begin(&owner)?;
@@ -88,9 +89,11 @@ fn public(s: &str) -> Result<Place, EngineError> {
 fn header(c: &Case) -> Outcome {
     c.engine.init(b"another")?;
     assert_eq!(c.engine.header()?.as_deref(), Some(&b"header"[..]), "the first maker wins");
-    assert_eq!(c.engine.area_id()?, c.engine.area_id()?);
+    assert_eq!(c.engine.area_id()?, c.engine.prepare()?, "preparing twice changes nothing");
     assert!(c.engine.list(None)?.is_empty(), "what is ours is not listed");
     assert_eq!(c.engine.jobs()?, [c.owner.job()]);
+    c.engine.put_header(b"replaced")?;
+    assert_eq!(c.engine.header()?.as_deref(), Some(&b"replaced"[..]));
     Ok(())
 }
 

@@ -168,6 +168,17 @@ impl Engine for MemEngine {
         Ok(self.state().header.clone())
     }
 
+    fn prepare(&self) -> Result<u64> {
+        self.area_id()
+    }
+
+    fn put_header(&self, header: &[u8]) -> Result<()> {
+        self.change(Effect::Write, "domain.json", |s| {
+            s.header = Some(header.to_vec());
+            Ok(())
+        })
+    }
+
     fn init(&self, header: &[u8]) -> Result<()> {
         self.change(Effect::Create, "domain.json", |s| {
             s.header.get_or_insert_with(|| header.to_vec());
@@ -374,6 +385,24 @@ impl Engine for MemEngine {
 
     fn bury(&self, _lock: &DomainLock, at: &Place, id: Identity, grave: &Grave) -> Result<()> {
         self.change(Effect::Rename, &key(at), |s| s.rename(at, id, &Place::Dead(*grave)))
+    }
+
+    fn weight(&self, at: &Place) -> Result<Bytes> {
+        let (k, below) = (key(at), format!("{}/", key(at)));
+        let state = self.state();
+        let mut sum = 0;
+        for (_, node) in state.nodes.iter().filter(|(n, _)| **n == k || n.starts_with(&below)) {
+            sum += Self::object(at.clone(), node)?.allocated.0;
+        }
+        Ok(Bytes(sum))
+    }
+
+    fn tidy(&self, _lock: &DomainLock) -> Result<()> {
+        Ok(())
+    }
+
+    fn strays(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
     }
 
     fn sync(&self, _places: &[Place]) -> Result<()> {

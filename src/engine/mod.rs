@@ -261,8 +261,13 @@ pub trait Engine: Debug + Send + Sync {
 
     /// The domain's header, `None` when this storage is no domain yet.
     fn header(&self) -> Result<Option<Vec<u8>>>;
-    /// Makes a domain with this header. Of several racing makers one wins; all may read it afterwards.
+    /// Makes the manager's area, if need be, and answers its number (see `area_id`).
+    fn prepare(&self) -> Result<u64>;
+    /// Makes a domain with this header, after `prepare`. Of several racing makers one wins; all may
+    /// read it afterwards.
     fn init(&self, header: &[u8]) -> Result<()>;
+    /// Replaces the header, whole and durable.
+    fn put_header(&self, header: &[u8]) -> Result<()>;
     /// A number that changes when the manager's area is copied or restored elsewhere.
     fn area_id(&self) -> Result<u64>;
 
@@ -314,6 +319,12 @@ pub trait Engine: Debug + Send + Sync {
     ) -> Result<()>;
     /// Makes an object invisible by one bare rename. Works on a full disk.
     fn bury(&self, lock: &DomainLock, at: &Place, id: Identity, grave: &Grave) -> Result<()>;
+    /// Bytes that deleting an object would free, all below it included, as far as they are its own.
+    fn weight(&self, at: &Place) -> Result<Bytes>;
+    /// Restores what the engine keeps for itself, such as space for removals on a full disk.
+    fn tidy(&self, lock: &DomainLock) -> Result<()>;
+    /// What lies in the manager's area and should not, one line each.
+    fn strays(&self) -> Result<Vec<String>>;
     /// Makes the names of these places durable, in this order.
     fn sync(&self, places: &[Place]) -> Result<()>;
 

@@ -1,1 +1,78 @@
-//! sdm
+//! The storage domain manager: domains, jobs, events, the publish protocol, garbage. It works through
+//! the `Engine` and `LockBackend` traits only and knows no path, no process, no XML.
+//!
+//! The rules are seed 000's, sharpened in `docs/format.md`: create garbage first, publish it by one
+//! atomic step, and let a collector that proves its case remove what never got that far.
+
+pub mod check;
+pub mod domain;
+pub mod event;
+pub mod gc;
+pub mod job;
+pub mod known;
+pub mod record;
+pub mod remove;
+pub mod settle;
+pub mod work;
+
+pub use domain::Domain;
+pub use job::{Job, Jobs};
+pub use work::Work;
+
+use crate::engine::EngineError;
+use crate::lock::{JobId, LockError};
+use crate::sys::Class;
+
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SdmError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A lock is busy and we know by whom.
+    #[error("{what} is locked by {holder}")]
+    Held { what: String, holder: String },
+    #[error("{place} is no storage domain; is its storage mounted? (`onesdm domain init` makes one)")]
+    NotADomain { place: String },
+    #[error("{place} is domain {found}, but {expected} is expected there; is the right storage mounted?")]
+    WrongDomain { place: String, expected: String, found: String },
+    #[error("{place} is not mounted: {why}")]
+    NotMounted { place: String, why: String },
+    #[error(
+        "domain {id} at {place} was copied or restored; `onesdm domain adopt` says which copy is the real one"
+    )]
+    Copied { place: String, id: String },
+    #[error("domain {place} has format {found}; this program reads and writes up to {known}")]
+    TooNew { place: String, found: u32, known: u32 },
+    #[error("domain {place} needs features this program lacks: {features}")]
+    Features { place: String, features: String },
+    #[error("record {what} is damaged: {why}")]
+    BadRecord { what: String, why: String },
+    #[error("job {0} is running already")]
+    Running(JobId),
+    #[error("job {0} was cancelled: its object was removed while it was being made")]
+    Fenced(JobId),
+    #[error("{what}: {source}")]
+    Io { what: String, source: std::io::Error },
+}
+
+impl SdmError {
+    pub fn class(&self) -> Class {
+        match self {
+            SdmError::Engine(e) => e.class(),
+            SdmError::Lock(e) => e.class(),
+            SdmError::Held { .. } | SdmError::Running(_) => Class::Busy,
+            SdmError::NotADomain { .. } => Class::NotFound,
+            SdmError::WrongDomain { .. } | SdmError::NotMounted { .. } | SdmError::Copied { .. } => {
+                Class::Refused
+            }
+            SdmError::TooNew { .. } | SdmError::Features { .. } => Class::Unsupported,
+            SdmError::BadRecord { .. } => Class::Integrity,
+            SdmError::Fenced(_) => Class::Cancelled,
+            SdmError::Io { source, .. } => Class::of_io(source),
+        }
+    }
+}
+
+pub type Result<T> = std::result::Result<T, SdmError>;

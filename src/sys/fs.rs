@@ -246,6 +246,19 @@ impl Dir {
         ignore_absent(self.rmdir(name))
     }
 
+    /// Bytes allocated to a name and all below it; a file with other names elsewhere frees nothing.
+    pub fn weight(&self, name: &OsStr) -> io::Result<u64> {
+        let Some(e) = self.entry(name)? else { return Ok(0) };
+        match e.kind {
+            Kind::Dir => {
+                let sub = self.sub(Path::new(name))?;
+                sub.names()?.iter().try_fold(0, |sum, n| Ok(sum + sub.weight(n)?))
+            }
+            _ if e.nlink > 1 => Ok(0),
+            _ => Ok(e.allocated),
+        }
+    }
+
     /// Flushes a name and all below it, files before the directories that hold them.
     pub fn sync_tree(&self, name: &OsStr) -> io::Result<()> {
         let Some(e) = self.entry(name)? else { return Err(Errno::NOENT.into()) };

@@ -7,6 +7,7 @@ pub mod class;
 pub mod effect;
 pub mod fs;
 pub mod ofd;
+pub mod signal;
 
 pub use cancel::Cancel;
 pub use class::{Bytes, Class};

@@ -22,6 +22,13 @@ fn file_name(record: Record) -> &'static str {
     }
 }
 
+fn exists_is_fine(r: io::Result<()>) -> io::Result<()> {
+    match r {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        r => r,
+    }
+}
+
 fn read_file(dir: &Dir, rel: &str) -> Result<Option<Vec<u8>>> {
     let what = dir.path().join(rel);
     let f = match dir.open_file(Path::new(rel), false) {
@@ -45,12 +52,8 @@ impl FileEngine {
         }
     }
 
-    /// Makes the area; the header comes last, by a link that only one of several makers can win.
-    pub(super) fn make_area(&self, header: &[u8]) -> Result<()> {
-        let exists_is_fine = |r: io::Result<()>| match r {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            r => r,
-        };
+    /// Makes the area, whoever else does so at the same time. Without a header it is no domain yet.
+    pub(super) fn make_area(&self) -> Result<()> {
         let what = self.root.path().join(AREA);
         let err = || io_error(what.display());
         exists_is_fine(self.root.mkdir(OsStr::new(AREA), 0o770, true)).map_err(err())?;
@@ -59,7 +62,14 @@ impl FileEngine {
             exists_is_fine(area.mkdir(OsStr::new(d), 0o770, true)).map_err(err())?;
         }
         exists_is_fine(area.create(OsStr::new("leases"), 0o660, true).map(drop)).map_err(err())?;
-        self.make_reserve()?;
+        self.make_reserve()
+    }
+
+    /// The first header, by a link that only one of several makers can win.
+    pub(super) fn first_header(&self, header: &[u8]) -> Result<()> {
+        let what = self.root.path().join(AREA);
+        let err = || io_error(what.display());
+        let area = self.sub(AREA)?;
         let job = JobId::generate().to_string();
         let new = self.sub(format!("{AREA}/new"))?;
         new.mkdir(OsStr::new(&job), 0o770, true).map_err(err())?;
@@ -71,6 +81,14 @@ impl FileEngine {
         won?;
         area.sync().map_err(err())?;
         self.root.sync().map_err(err())
+    }
+
+    pub(super) fn write_header(&self, header: &[u8]) -> Result<()> {
+        let area = self.sub(AREA)?;
+        let what = area.path().join(HEADER);
+        area.put_new(OsStr::new(HEADER), OsStr::new("tmp"), header, true)
+            .map_err(io_error(what.display()))?;
+        area.sync().map_err(io_error(what.display()))
     }
 
     /// Makes the reserve when it is missing and there is room; its absence is no error.
@@ -129,6 +147,42 @@ impl FileEngine {
     pub(super) fn remove_done(&self, job: JobId) -> Result<()> {
         let dir = self.sub(format!("{AREA}/done"))?;
         dir.remove_tree(OsStr::new(&format!("{job}.json"))).map_err(io_error("a done record"))
+    }
+
+    /// Everything in the area that the format does not know, and leases that are not one empty file.
+    pub(super) fn area_strays(&self) -> Result<Vec<String>> {
+        use crate::sys::fs::Kind as K;
+        let area = self.sub(AREA)?;
+        let mut out = Vec::new();
+        let known = [HEADER, "tmp", RESERVE, "leases", "new", "del", "done", "image"];
+        for n in Self::names(&area)? {
+            if !known.iter().any(|k| n == *k) {
+                out.push(format!("{AREA}/{} is not part of the format", n.display()));
+            }
+        }
+        match area.entry(OsStr::new("leases")).map_err(io_error("leases"))? {
+            Some(e) if e.kind == K::File && e.size == 0 && e.nlink == 1 => {}
+            _ => out.push(format!("{AREA}/leases is not one empty file")),
+        }
+        let sorts: [(&str, fn(&str) -> bool, fn(&K) -> bool); 3] = [
+            ("new", |n| n.parse::<JobId>().is_ok(), |k| *k == K::Dir),
+            ("del", |n| n.parse::<crate::engine::Grave>().is_ok(), |_| true),
+            (
+                "done",
+                |n| n.strip_suffix(".json").is_some_and(|n| n.parse::<JobId>().is_ok()),
+                |k| *k == K::File,
+            ),
+        ];
+        for (d, is_name, is_kind) in sorts {
+            let dir = self.sub(format!("{AREA}/{d}"))?;
+            for n in Self::names(&dir)? {
+                let e = dir.entry(&n).map_err(io_error(d))?;
+                if !n.to_str().is_some_and(is_name) || !e.is_none_or(|e| is_kind(&e.kind)) {
+                    out.push(format!("{AREA}/{d}/{} is not part of the format", n.display()));
+                }
+            }
+        }
+        Ok(out)
     }
 
     /// Content first, then the records, the directory last: what is left still tells whose it is.

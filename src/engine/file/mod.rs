@@ -165,8 +165,17 @@ impl Engine for FileEngine {
         self.read_header()
     }
 
+    fn prepare(&self) -> Result<u64> {
+        self.make_area()?;
+        self.area_id()
+    }
+
     fn init(&self, header: &[u8]) -> Result<()> {
-        self.make_area(header)
+        self.first_header(header)
+    }
+
+    fn put_header(&self, header: &[u8]) -> Result<()> {
+        self.write_header(header)
     }
 
     fn area_id(&self) -> Result<u64> {
@@ -333,6 +342,22 @@ impl Engine for FileEngine {
             }
             r => r,
         }
+    }
+
+    fn weight(&self, at: &Place) -> Result<Bytes> {
+        let spot = match self.spot(at) {
+            Err(EngineError::Absent(_)) => return Ok(Bytes(0)),
+            s => s?,
+        };
+        spot.dir.weight(&spot.name).map(Bytes).map_err(io_error(at))
+    }
+
+    fn tidy(&self, _lock: &DomainLock) -> Result<()> {
+        self.make_reserve()
+    }
+
+    fn strays(&self) -> Result<Vec<String>> {
+        self.area_strays()
     }
 
     fn sync(&self, places: &[Place]) -> Result<()> {

@@ -1,0 +1,158 @@
+//! A storage domain: an engine, its locks, and the header that says which domain it is.
+
+use super::record::{self, FORMAT, Header};
+use super::{Result, SdmError};
+use crate::engine::file::FileEngine;
+use crate::engine::mem::MemEngine;
+use crate::engine::{Engine, EngineError};
+use crate::lock::{LockBackend, MemLocks, OfdLocks};
+use crate::obs;
+use std::path::Path;
+
+/// A domain, open.
+#[derive(Debug)]
+pub struct Domain {
+    /// As people name it: the directory.
+    pub place: String,
+    pub header: Header,
+    pub engine: Box<dyn Engine>,
+    pub locks: Box<dyn LockBackend>,
+}
+
+impl Domain {
+    /// Opens the domain in a directory, or says that it is none. A domain that was copied or restored,
+    /// or whose format or features are unknown, is refused: see `Domain::inspect` for looking at one.
+    pub fn open_dir(path: &Path) -> Result<Domain> {
+        let d = Self::inspect(path)?;
+        d.usable()?;
+        Ok(d)
+    }
+
+    /// Opens without asking whether it may be changed.
+    pub fn inspect(path: &Path) -> Result<Domain> {
+        let place = path.display().to_string();
+        let engine = FileEngine::open(path)?;
+        let header =
+            read_header(&engine, &place)?.ok_or_else(|| SdmError::NotADomain { place: place.clone() })?;
+        let area = engine.area()?.ok_or_else(|| SdmError::NotADomain { place: place.clone() })?;
+        let locks = Box::new(OfdLocks::new(area));
+        Ok(Domain { place, header, engine: Box::new(engine), locks })
+    }
+
+    /// Whether this program may change the domain.
+    pub fn usable(&self) -> Result<()> {
+        let place = || self.place.clone();
+        if self.header.format > FORMAT {
+            return Err(SdmError::TooNew { place: place(), found: self.header.format, known: FORMAT });
+        }
+        // Format 1 has no incompatible features yet, so any named one is unknown.
+        if !self.header.incompat.is_empty() {
+            return Err(SdmError::Features { place: place(), features: self.header.incompat.join(", ") });
+        }
+        if self.header.area != self.engine.area_id()? {
+            return Err(SdmError::Copied { place: place(), id: self.header.id.to_string() });
+        }
+        Ok(())
+    }
+
+    /// Makes a directory a domain. Of several makers at once one wins and all get the same domain.
+    pub fn init_dir(path: &Path) -> Result<Domain> {
+        let engine = FileEngine::open(path)?;
+        if engine.header()?.is_none() {
+            init(&engine)?;
+        }
+        Self::open_dir(path)
+    }
+
+    /// Gives a copied or restored domain its place again: a new area number, and a new id when both
+    /// copies live on. Nobody may be working on it; the leases show that.
+    pub fn adopt(&self, new_id: bool) -> Result<Header> {
+        let mut header = self.header.clone();
+        header.area = self.engine.area_id()?;
+        if new_id {
+            header.id = uuid::Uuid::now_v7();
+        }
+        self.engine.put_header(&record::encode("domain.json", &header)?)?;
+        Ok(header)
+    }
+
+    /// A domain in memory. Clones of the engine and the locks are other hosts on the same storage.
+    pub fn in_memory(engine: &MemEngine, locks: &MemLocks) -> Result<Domain> {
+        if engine.header()?.is_none() {
+            init(engine)?;
+        }
+        let place = "memory".to_owned();
+        let header =
+            read_header(engine, &place)?.ok_or_else(|| SdmError::NotADomain { place: place.clone() })?;
+        Ok(Domain { place, header, engine: Box::new(engine.clone()), locks: Box::new(locks.clone()) })
+    }
+}
+
+fn init(engine: &dyn Engine) -> Result<()> {
+    // The area has to exist before its number can be part of the header.
+    let area = engine.prepare()?;
+    let header = Header {
+        format: FORMAT,
+        id: uuid::Uuid::now_v7(),
+        compat: Vec::new(),
+        incompat: Vec::new(),
+        engine: engine.name().to_owned(),
+        lock: engine.lock_backend().to_owned(),
+        area,
+        created: obs::now(),
+    };
+    engine.init(&record::encode("domain.json", &header)?).map_err(SdmError::from)
+}
+
+fn read_header(engine: &dyn Engine, place: &str) -> Result<Option<Header>> {
+    match engine.header() {
+        Ok(None) | Err(EngineError::Absent(_)) => Ok(None),
+        Err(e) => Err(e.into()),
+        Ok(Some(bytes)) => record::decode(&format!("{place}/.sdm/domain.json"), &bytes).map(Some),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_becomes_one_domain_whoever_comes_first() {
+        let t = tempfile::tempdir().unwrap();
+        assert!(matches!(Domain::open_dir(t.path()), Err(SdmError::NotADomain { .. })));
+        let ids: Vec<_> = std::thread::scope(|s| {
+            let makers: Vec<_> =
+                (0..8).map(|_| s.spawn(|| Domain::init_dir(t.path()).unwrap().header.id)).collect();
+            makers.into_iter().map(|m| m.join().unwrap()).collect()
+        });
+        assert!(ids.iter().all(|i| *i == ids[0]));
+        assert!(std::fs::read_dir(t.path().join(".sdm/new")).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn a_copied_domain_is_refused_until_it_is_adopted() {
+        let t = tempfile::tempdir().unwrap();
+        let (a, b) = (t.path().join("a"), t.path().join("b"));
+        std::fs::create_dir(&a).unwrap();
+        let first = Domain::init_dir(&a).unwrap();
+        std::process::Command::new("cp").arg("-a").args([&a, &b]).status().unwrap();
+        assert!(matches!(Domain::open_dir(&b), Err(SdmError::Copied { .. })));
+        let adopted = Domain::inspect(&b).unwrap().adopt(true).unwrap();
+        assert_ne!(adopted.id, first.header.id);
+        assert_eq!(Domain::open_dir(&b).unwrap().header, adopted);
+        assert_eq!(Domain::open_dir(&a).unwrap().header, first.header, "the original is untouched");
+    }
+
+    #[test]
+    fn a_newer_format_and_unknown_features_are_refused() {
+        let t = tempfile::tempdir().unwrap();
+        let d = Domain::init_dir(t.path()).unwrap();
+        let mut h = d.header.clone();
+        h.incompat = vec!["extents".into()];
+        d.engine.put_header(&record::encode("h", &h).unwrap()).unwrap();
+        assert!(matches!(Domain::open_dir(t.path()), Err(SdmError::Features { .. })));
+        h.format = 2;
+        d.engine.put_header(&record::encode("h", &h).unwrap()).unwrap();
+        assert!(matches!(Domain::open_dir(t.path()), Err(SdmError::TooNew { .. })));
+    }
+}

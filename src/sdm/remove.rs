@@ -1,0 +1,81 @@
+//! Removal. It outranks creation: a job that is making what is to be removed is asked to stop, given
+//! a little time, and if it does not, what it would publish is taken away. Then the names go.
+
+use super::record::Step;
+use super::{Domain, Job, Result, SdmError, Work, settle, work};
+use crate::engine::{EngineError, Grave, Name, Object, Place};
+use crate::lock::{self, LockError};
+use std::time::{Duration, Instant};
+
+/// Stops every job that is making one of these names. Afterwards none of them can publish it. The
+/// caller need not hold the slab lease: such a job holds it.
+pub fn outrank(domain: &Domain, job: &Job, names: &[Name]) -> Result<()> {
+    for rival in domain.engine.jobs()? {
+        let makes =
+            settle::intent_of(domain, rival)?.is_some_and(|i| i.targets.iter().any(|t| names.contains(t)));
+        if rival == job.id || !makes {
+            continue;
+        }
+        let asked = job.jobs.cancel(rival).unwrap_or(false);
+        tracing::info!(%rival, asked, "removal outranks creation");
+        let end = Instant::now() + job.jobs.waits.grace;
+        let dead = loop {
+            match lock::owner_lease(&*domain.locks, rival) {
+                Ok(dead) => break Some(dead),
+                Err(LockError::Busy(_)) if Instant::now() < end => {}
+                Err(LockError::Busy(_)) => break None,
+                Err(e) => return Err(e.into()),
+            }
+            if !job.cancel().wait(Duration::from_millis(10)) {
+                return Err(LockError::Cancelled(lock::LeaseId::Owner(rival)).into());
+            }
+        };
+        if let Some(dead) = dead {
+            // It may have ended without leaving anything; settling nothing is fine.
+            settle::settle(domain, &dead, job)?;
+        } else {
+            let lock = lock::domain_lock(&*domain.locks, job.jobs.waits.lock, job.cancel())?;
+            settle::take_away(&*domain.engine, &lock, rival, job.id)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes these names, the first being the object and the rest its companions; answers how many were
+/// there. The caller holds the object's slab lease. One name goes by one bare rename, which works on a
+/// full disk; several are one commit, decided by its record.
+pub fn remove(domain: &Domain, job: &Job, names: &[Name], request: &str) -> Result<usize> {
+    let mut there: Vec<Object> = Vec::new();
+    for n in names {
+        there.extend(domain.engine.look(&Place::Public(n.clone()))?);
+    }
+    if there.len() > 1 {
+        match together(domain, job, names, request) {
+            // No room even for a record: then one after the other, the object first, so that a crash
+            // leaves companions that the same call removes when it is made again.
+            Err(SdmError::Engine(EngineError::NoSpace(_))) => {}
+            r => return r.map(|()| there.len()),
+        }
+    }
+    let owner = work::own(domain, job.id)?;
+    {
+        let lock = lock::domain_lock(&*domain.locks, job.jobs.waits.lock, job.cancel())?;
+        for (n, o) in (0..).zip(&there) {
+            lock.still_held()?;
+            let grave = Grave { job: job.id, n, keep: false };
+            domain.engine.bury(&lock, &o.place, o.id, &grave)?;
+            domain.engine.sync(&[Place::Dead(grave), o.place.clone()])?;
+        }
+    }
+    settle::clean_up(domain, &owner, job);
+    Ok(there.len())
+}
+
+fn together(domain: &Domain, job: &Job, names: &[Name], request: &str) -> Result<()> {
+    let mut work = Work::begin(domain, job, names)?;
+    let mut steps: Vec<Step> = Vec::new();
+    for n in names {
+        steps.extend(work.step_bury(n, false)?);
+    }
+    work.commit(request, "", steps)
+}

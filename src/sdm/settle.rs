@@ -1,0 +1,181 @@
+//! Ending what a dead job began. Whoever calls holds the dead job's owner lease, so it is dead or
+//! paused; a paused one that wakes later finds its source entry gone and can commit nothing.
+
+use super::event::What;
+use super::record::{self, Commit, Intent};
+use super::{Domain, Job, Result, SdmError, work};
+use crate::engine::{Engine, EngineError, Grave, Name, Place, Record};
+use crate::lock::{self, DomainLock, JobId, LockError, OwnerLease};
+
+/// Tombstones of undone slabs are numbered from here, after those of the job's own steps.
+pub(super) const UNDONE: u32 = 1 << 16;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It can never commit now.
+    Undone,
+    /// It had decided; the rest was done.
+    Finished,
+}
+
+/// The commit record of a job that has one.
+pub fn commit_of(domain: &Domain, job: JobId) -> Result<Option<Commit>> {
+    let bytes = domain.engine.record(job, Record::Commit)?;
+    bytes.map(|b| record::decode(&format!("commit of job {job}"), &b)).transpose()
+}
+
+/// What a job intends, if that can be read: advice, for messages and for finding rivals.
+pub fn intent_of(domain: &Domain, job: JobId) -> Result<Option<Intent>> {
+    let bytes = domain.engine.record(job, Record::Intent)?;
+    Ok(bytes.and_then(|b| record::decode("intent", &b).ok()))
+}
+
+/// Undoes or finishes the dead job whose lease this is, as `by`, and removes what is left of it.
+pub fn settle(domain: &Domain, dead: &OwnerLease, by: &Job) -> Result<Settled> {
+    let (engine, job) = (&*domain.engine, dead.job());
+    let settled = {
+        let lock = lock::domain_lock(&*domain.locks, by.jobs.waits.lock, by.cancel())?;
+        // A commit record that cannot be read is reported and left: it may name live objects.
+        let commit = commit_of(domain, job)?;
+        match commit.filter(|c| c.job == job) {
+            Some(c) => match work::decided(engine, &c)? {
+                Some(true) => {
+                    work::finish(engine, &lock, &c)?;
+                    engine.close(dead)?;
+                    Settled::Finished
+                }
+                Some(false) | None => undo(engine, &lock, job)?,
+            },
+            None => undo(engine, &lock, job)?,
+        }
+    };
+    let action = if settled == Settled::Finished { "finished" } else { "undone" };
+    by.tell(What::Garbage { what: format!("job {job}"), action: action.to_owned(), bytes: 0 });
+    clean_up(domain, dead, by);
+    Ok(settled)
+}
+
+/// Takes away every staged slab, the first step's source among them, by one rename each.
+fn undo(engine: &dyn Engine, lock: &DomainLock, job: JobId) -> Result<Settled> {
+    take_away(engine, lock, job, job)?;
+    Ok(Settled::Undone)
+}
+
+/// Renames all that `job` has staged into tombstones of `by`. From then on `job` can publish nothing.
+pub(super) fn take_away(engine: &dyn Engine, lock: &DomainLock, job: JobId, by: JobId) -> Result<()> {
+    for slab in engine.staged(job)? {
+        lock.still_held()?;
+        if let Place::Staged(_, n) = slab.place {
+            let grave = Grave { job: by, n: UNDONE.saturating_add(n), keep: false };
+            match engine.bury(lock, &slab.place, slab.id, &grave) {
+                // Its owner took it back or published it at this very moment.
+                Ok(()) | Err(EngineError::Absent(_) | EngineError::Changed(_)) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Deletes the owner's staging area and its tombstones, the kept ones excepted. Whatever cannot be
+/// deleted now is garbage in its place, and the collector will say so.
+pub(super) fn clean_up(domain: &Domain, owner: &OwnerLease, by: &Job) {
+    let engine = &*domain.engine;
+    let mut errors = Vec::new();
+    match engine.dead() {
+        Err(e) => errors.push(e),
+        Ok(dead) => {
+            for o in dead {
+                if let Place::Dead(grave) = o.place
+                    && grave.job == owner.job()
+                    && !grave.keep
+                {
+                    errors.extend(engine.purge(owner, &grave).err());
+                }
+            }
+        }
+    }
+    errors.extend(engine.end(owner).err());
+    for e in errors {
+        by.tell(What::Warning { text: format!("left for the collector: {e}") });
+    }
+}
+
+/// Settles dead jobs that meant to touch one of these names, before a verb works on them.
+pub fn settle_names(domain: &Domain, names: &[Name], by: &Job) -> Result<()> {
+    for job in domain.engine.jobs()? {
+        let touches = match commit_of(domain, job)? {
+            Some(c) => names.iter().any(|n| c.names(n)),
+            None => intent_of(domain, job)?.is_some_and(|i| names.iter().any(|n| i.targets.contains(n))),
+        };
+        if job == by.id || !touches {
+            continue;
+        }
+        match lock::owner_lease(&*domain.locks, job) {
+            Ok(dead) => drop(settle(domain, &dead, by)?),
+            // It lives; the slab lease will say so.
+            Err(LockError::Busy(_)) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
+
+/// The answer this job id was given, here or before a crash.
+pub fn recorded(domain: &Domain, job: &Job) -> Result<Option<Commit>> {
+    let done = |bytes: Vec<u8>| record::decode(&format!("done record of job {}", job.id), &bytes);
+    if let Some(bytes) = domain.engine.record(job.id, Record::Done)? {
+        return done(bytes).map(Some);
+    }
+    if !domain.engine.jobs()?.contains(&job.id) {
+        return Ok(None);
+    }
+    let dead = work::own(domain, job.id)?;
+    settle(domain, &dead, job)?;
+    domain.engine.record(job.id, Record::Done)?.map(done).transpose()
+}
+
+/// The done record of whoever published the object that has this name now.
+pub fn made_by(domain: &Domain, name: &Name) -> Result<Option<Commit>> {
+    let Some(now) = domain.engine.look(&Place::Public(name.clone()))? else { return Ok(None) };
+    for (job, _) in domain.engine.done()?.into_iter().rev() {
+        let Some(bytes) = domain.engine.record(job, Record::Done)? else { continue };
+        let Ok(commit) = record::decode::<Commit>("done", &bytes) else { continue };
+        let made = commit.steps.iter().any(|s| match s {
+            record::Step::Publish { id, to, .. } | record::Step::Replace { id, to, .. } => {
+                to == name && *id == now.id
+            }
+            record::Step::Bury { .. } => false,
+        });
+        if made {
+            return Ok(Some(commit));
+        }
+    }
+    Ok(None)
+}
+
+/// Who holds a slab, as far as records tell: for the message of a refused lock.
+pub fn holder_of(domain: &Domain, name: &Name, e: LockError) -> SdmError {
+    let LockError::Busy(what) = &e else { return e.into() };
+    let jobs = domain.engine.jobs().unwrap_or_default();
+    let found = jobs.into_iter().find_map(|job| {
+        let i = intent_of(domain, job).ok().flatten()?;
+        i.targets.iter().any(|t| root(t) == root(name)).then_some(i)
+    });
+    match found {
+        None => e.into(),
+        Some(i) => SdmError::Held {
+            what: what.to_string(),
+            holder: format!(
+                "job {} ({} on host {}, pid {}, since {}); it ends by itself, or `onesdm job cancel` ends it",
+                i.job, i.who.verb, i.who.host, i.who.pid, i.who.since
+            ),
+        },
+    }
+}
+
+/// The first component without a companion's suffix: `x` for `x.snap/1`.
+fn root(n: &Name) -> &str {
+    let first = n.as_str().split('/').next().unwrap_or_default();
+    first.strip_suffix(".snap").unwrap_or(first)
+}

@@ -1,0 +1,278 @@
+//! A job that makes something: a staging area, slabs in it, and one commit that makes them visible.
+//! Dropped uncommitted, it takes back all it made; killed, it leaves what the collector takes back.
+
+use super::record::{self, Commit, FORMAT, Intent, Step};
+use super::{Domain, Job, Result, SdmError, settle};
+use crate::engine::{Access, Engine, EngineError, Grave, Identity, Name, Place, Record, Spec};
+use crate::lock::{self, DomainLock, JobId, LockError, OwnerLease};
+use crate::sys::effect::bug;
+use crate::sys::{Bytes, fs};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A publish does not give up on the domain lock while its job lives: the copy may have taken hours.
+const PUBLISH_WAIT: Duration = Duration::from_secs(24 * 3600);
+
+#[derive(Debug)]
+pub struct Work<'a> {
+    pub domain: &'a Domain,
+    pub job: &'a Job,
+    owner: OwnerLease,
+    slabs: u32,
+    graves: u32,
+    committed: bool,
+}
+
+/// A staged object. `file` was open before any other writer was: its fsync is the proof that what
+/// they wrote is durable.
+#[derive(Debug)]
+pub struct Slab {
+    pub n: u32,
+    pub id: Identity,
+    pub path: PathBuf,
+    pub file: Option<File>,
+}
+
+impl<'a> Work<'a> {
+    /// Starts to make or change `targets`, for which the caller holds the slab leases.
+    pub fn begin(domain: &'a Domain, job: &'a Job, targets: &[Name]) -> Result<Work<'a>> {
+        let owner = own(domain, job.id)?;
+        // An earlier life of this very job id, dead now since the lease is ours.
+        if domain.engine.jobs()?.contains(&job.id) {
+            settle::settle(domain, &owner, job)?;
+        }
+        let intent = Intent { format: FORMAT, job: job.id, who: job.who(), targets: targets.to_vec() };
+        let bytes = record::encode("intent", &intent)?;
+        domain.engine.begin(&owner)?;
+        let work = Work { domain, job, owner, slabs: 0, graves: 0, committed: false };
+        domain.engine.put_record(&work.owner, Record::Intent, &bytes)?;
+        Ok(work)
+    }
+
+    fn stage(
+        &mut self,
+        make: impl FnOnce(&dyn Engine, &OwnerLease, u32) -> Result<Identity>,
+    ) -> Result<Slab> {
+        let n = self.slabs;
+        self.slabs += 1;
+        let id = make(&*self.domain.engine, &self.owner, n)?;
+        Ok(Slab { n, id, path: PathBuf::new(), file: None })
+    }
+
+    /// A new slab that reads zero, open for writing.
+    pub fn file(&mut self, size: Bytes) -> Result<Slab> {
+        let mut slab = self.stage(|e, o, n| Ok(e.create(o, n, &Spec::File(size))?.id))?;
+        slab.path = self.path(slab.n)?;
+        let file = File::options().read(true).write(true).open(&slab.path);
+        slab.file =
+            Some(file.map_err(|source| SdmError::Io { what: slab.path.display().to_string(), source })?);
+        Ok(slab)
+    }
+
+    /// A new directory; what is put below its path is published with it.
+    pub fn dir(&mut self) -> Result<Slab> {
+        let mut slab = self.stage(|e, o, n| Ok(e.create(o, n, &Spec::Dir)?.id))?;
+        slab.path = self.path(slab.n)?;
+        Ok(slab)
+    }
+
+    /// A second name for a public slab; `None` where the storage cannot give one.
+    pub fn adopt(&mut self, name: &Name) -> Result<Option<Slab>> {
+        match self.stage(|e, o, n| Ok(e.adopt(o, n, name)?.id)) {
+            Err(SdmError::Engine(EngineError::Unsupported { .. })) => Ok(None),
+            r => r.map(Some),
+        }
+    }
+
+    fn path(&self, n: u32) -> Result<PathBuf> {
+        Ok(self.domain.engine.attach(&Place::Staged(self.job.id, n), Access::Write)?.path)
+    }
+
+    /// Makes a slab's content durable. An error is final for the slab.
+    pub fn flush(&self, slab: &Slab) -> Result<()> {
+        match &slab.file {
+            Some(f) => fs::sync_file(f, &slab.path).map_err(|source| SdmError::Io {
+                what: format!("flushing {}", self.job.topic.object),
+                source,
+            }),
+            None => Ok(self.domain.engine.flush(&self.owner, slab.n)?),
+        }
+    }
+
+    /// The next tombstone of this job.
+    pub fn grave(&mut self, keep: bool) -> Grave {
+        self.graves += 1;
+        Grave { job: self.job.id, n: self.graves - 1, keep }
+    }
+
+    /// A step that gives a slab its name: free, or taken from what is there now, which is kept.
+    pub fn step_to(&mut self, slab: &Slab, to: &Name) -> Result<Step> {
+        let (from, id, to) = (slab.n, slab.id, to.clone());
+        Ok(match self.domain.engine.look(&Place::Public(to.clone()))? {
+            None => Step::Publish { from, id, to },
+            Some(old) => Step::Replace { from, id, to, old: old.id, grave: self.grave(true) },
+        })
+    }
+
+    /// A step that removes a name, if it is there.
+    pub fn step_bury(&mut self, name: &Name, keep: bool) -> Result<Option<Step>> {
+        let at = self.domain.engine.look(&Place::Public(name.clone()))?;
+        Ok(at.map(|o| Step::Bury { name: name.clone(), id: o.id, grave: self.grave(keep) }))
+    }
+
+    /// Decides: the record becomes durable, the steps are taken under the domain lock, the first one
+    /// makes the result visible. On an error nothing is visible and all is taken back.
+    pub fn commit(mut self, request: &str, answer: &str, steps: Vec<Step>) -> Result<()> {
+        let (engine, job) = (&*self.domain.engine, self.job.id);
+        let (request, answer) = (request.to_owned(), answer.to_owned());
+        let mut commit = Commit { format: FORMAT, job, who: self.job.who(), request, answer, steps };
+        self.job.phase("committing");
+        engine.put_record(&self.owner, Record::Commit, &record::encode("commit", &commit)?)?;
+        if bug("swap-steps") {
+            commit.steps.reverse();
+        }
+        let lock = lock::domain_lock(&*self.domain.locks, PUBLISH_WAIT, self.job.cancel())?;
+        self.owner.still_held()?;
+        if self.job.cancel().is_requested() {
+            return Err(LockError::Cancelled(lock.id().clone()).into());
+        }
+        first_step(engine, &lock, &commit)?;
+        self.committed = true;
+        finish(engine, &lock, &commit)?;
+        engine.close(&self.owner)?;
+        drop(lock);
+        settle::clean_up(self.domain, &self.owner, self.job);
+        Ok(())
+    }
+}
+
+impl Drop for Work<'_> {
+    /// Nobody saw it: the owner may simply remove it.
+    fn drop(&mut self) {
+        if !self.committed {
+            settle::clean_up(self.domain, &self.owner, self.job);
+        }
+    }
+}
+
+/// The owner lease of a job of ours; held already means that the same id runs elsewhere.
+pub fn own(domain: &Domain, job: JobId) -> Result<OwnerLease> {
+    match lock::owner_lease(&*domain.locks, job) {
+        Err(LockError::Busy(_)) => Err(SdmError::Running(job)),
+        r => Ok(r?),
+    }
+}
+
+/// Takes the step that decides. A missing source entry means that somebody decided against it.
+pub(super) fn first_step(engine: &dyn Engine, lock: &DomainLock, commit: &Commit) -> Result<()> {
+    let Some(step) = commit.steps.first() else { return Ok(()) };
+    lock.still_held()?;
+    match take(engine, lock, commit.job, step) {
+        Err(EngineError::Absent(_)) if staged_is_gone(engine, commit.job, step)? => {
+            Err(SdmError::Fenced(commit.job))
+        }
+        r => Ok(r?),
+    }
+}
+
+fn staged_is_gone(engine: &dyn Engine, job: JobId, step: &Step) -> Result<bool> {
+    match step {
+        Step::Publish { from, .. } | Step::Replace { from, .. } => {
+            Ok(engine.look(&Place::Staged(job, *from))?.is_none())
+        }
+        Step::Bury { .. } => Ok(false),
+    }
+}
+
+/// Takes the steps after the first and makes all of them durable. Steps already taken are passed over,
+/// so this also finishes the work of a dead job. A name that meanwhile belongs to another object is
+/// left to it; what should have had it is kept as a tombstone.
+pub(super) fn finish(engine: &dyn Engine, lock: &DomainLock, commit: &Commit) -> Result<()> {
+    let sync = |step: &Step| match step {
+        Step::Publish { from, to, .. } | Step::Replace { from, to, .. } => {
+            engine.sync(&[Place::Public(to.clone()), Place::Staged(commit.job, *from)])
+        }
+        Step::Bury { name, grave, .. } => engine.sync(&[Place::Dead(*grave), Place::Public(name.clone())]),
+    };
+    for (i, step) in commit.steps.iter().enumerate() {
+        lock.still_held()?;
+        if i > 0 || matches!(step, Step::Replace { .. }) {
+            match take(engine, lock, commit.job, step) {
+                Ok(()) | Err(EngineError::Absent(_)) => {}
+                Err(EngineError::Changed(_) | EngineError::Exists(_)) => {
+                    set_aside(engine, lock, commit.job, step)?
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        // Each before the next: the first decides, and must not be lost while a later one is kept.
+        if i == 0 || i + 1 == commit.steps.len() {
+            sync(step)?;
+        }
+    }
+    Ok(())
+}
+
+/// One step, or nothing when it has been taken already.
+fn take(
+    engine: &dyn Engine,
+    lock: &DomainLock,
+    job: JobId,
+    step: &Step,
+) -> std::result::Result<(), EngineError> {
+    let has = |at: &Place, id: &Identity| Ok(engine.look(at)?.is_some_and(|o| o.id == *id));
+    match step {
+        Step::Publish { from, id, to } => {
+            if has(&Place::Public(to.clone()), id)? {
+                return Ok(());
+            }
+            engine.publish(lock, job, *from, *id, to)
+        }
+        Step::Replace { from, id, to, old, grave } => {
+            if has(&Place::Public(to.clone()), id)? {
+                // Taken; the old object may still wait for its tombstone where the new one was staged.
+                let at = Place::Staged(job, *from);
+                return if has(&at, old)? { engine.bury(lock, &at, *old, grave) } else { Ok(()) };
+            }
+            engine.replace(lock, (job, *from, *id), to, *old, grave)
+        }
+        Step::Bury { name, id, grave } => {
+            let at = Place::Public(name.clone());
+            if has(&at, id)? { engine.bury(lock, &at, *id, grave) } else { Ok(()) }
+        }
+    }
+}
+
+/// Keeps the staged source of a step that cannot be taken any more.
+fn set_aside(engine: &dyn Engine, lock: &DomainLock, job: JobId, step: &Step) -> Result<()> {
+    if let Step::Publish { from, id, .. } | Step::Replace { from, id, .. } = step {
+        let grave = Grave { job, n: settle::UNDONE + from, keep: true };
+        engine.bury(lock, &Place::Staged(job, *from), *id, &grave)?;
+    }
+    Ok(())
+}
+
+/// Whether the step that decides was taken. `None`: it can no longer be told apart or taken.
+pub(super) fn decided(engine: &dyn Engine, commit: &Commit) -> Result<Option<bool>> {
+    let at = |p: &Place| -> Result<Option<Identity>> { Ok(engine.look(p)?.map(|o| o.id)) };
+    Ok(match commit.steps.first() {
+        None => Some(true),
+        Some(Step::Publish { from, id, to } | Step::Replace { from, id, to, .. }) => {
+            if at(&Place::Public(to.clone()))? == Some(*id) {
+                Some(true)
+            } else if at(&Place::Staged(commit.job, *from))? == Some(*id) {
+                Some(false)
+            } else {
+                None
+            }
+        }
+        // A removal with a durable record is a decision: nothing is staged that could be taken away.
+        Some(Step::Bury { .. }) => Some(true),
+    })
+}
+
+/// A path as text, for tools; ours are text by construction.
+pub fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

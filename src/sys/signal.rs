@@ -1,0 +1,38 @@
+//! Signals: being asked to stop, and asking others.
+
+use super::Cancel;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::io;
+use std::time::Duration;
+
+/// From now on SIGTERM and SIGINT set `cancel`; a job that has not ended `grace` later ends with
+/// `status`, as it would by a crash. A broken pipe is an error of the write, not a signal (the Rust
+/// runtime sees to that).
+pub fn on_stop(cancel: &Cancel, grace: Duration, status: u8) -> io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let cancel = cancel.clone();
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        if signals.forever().next().is_some() {
+            cancel.request();
+            #[expect(clippy::disallowed_methods, reason = "this wait is the grace a cancelled job gets")]
+            std::thread::sleep(grace);
+            std::process::exit(status.into());
+        }
+    })?;
+    Ok(())
+}
+
+/// Sends SIGTERM to a process that `is_it` still confirms once it can no longer be replaced by
+/// another of the same pid. `false` when it is gone.
+pub fn terminate(pid: u32, is_it: impl Fn() -> bool) -> io::Result<bool> {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(false) };
+    let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { return Ok(false) };
+    if !is_it() {
+        return Ok(false);
+    }
+    match pidfd_send_signal(&fd, Signal::TERM) {
+        Err(rustix::io::Errno::SRCH) => Ok(false),
+        r => Ok(r.map(|()| true)?),
+    }
+}
