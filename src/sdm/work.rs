@@ -201,7 +201,7 @@ pub(super) fn finish(engine: &dyn Engine, lock: &DomainLock, commit: &Commit) ->
             match take(engine, lock, commit.job, step) {
                 Ok(()) | Err(EngineError::Absent(_)) => {}
                 Err(EngineError::Changed(_) | EngineError::Exists(_)) => {
-                    set_aside(engine, lock, commit.job, step)?
+                    set_aside(engine, lock, commit.job, step)?;
                 }
                 Err(e) => return Err(e.into()),
             }
@@ -257,7 +257,6 @@ fn set_aside(engine: &dyn Engine, lock: &DomainLock, job: JobId, step: &Step) ->
 pub(super) fn decided(engine: &dyn Engine, commit: &Commit) -> Result<Option<bool>> {
     let at = |p: &Place| -> Result<Option<Identity>> { Ok(engine.look(p)?.map(|o| o.id)) };
     Ok(match commit.steps.first() {
-        None => Some(true),
         Some(Step::Publish { from, id, to } | Step::Replace { from, id, to, .. }) => {
             if at(&Place::Public(to.clone()))? == Some(*id) {
                 Some(true)
@@ -268,7 +267,7 @@ pub(super) fn decided(engine: &dyn Engine, commit: &Commit) -> Result<Option<boo
             }
         }
         // A removal with a durable record is a decision: nothing is staged that could be taken away.
-        Some(Step::Bury { .. }) => Some(true),
+        None | Some(Step::Bury { .. }) => Some(true),
     })
 }
 

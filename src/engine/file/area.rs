@@ -152,6 +152,7 @@ impl FileEngine {
     /// Everything in the area that the format does not know, and leases that are not one empty file.
     pub(super) fn area_strays(&self) -> Result<Vec<String>> {
         use crate::sys::fs::Kind as K;
+        type Rule = (&'static str, fn(&str) -> bool, fn(&K) -> bool);
         let area = self.sub(AREA)?;
         let mut out = Vec::new();
         let known = [HEADER, "tmp", RESERVE, "leases", "new", "del", "done", "image"];
@@ -164,7 +165,7 @@ impl FileEngine {
             Some(e) if e.kind == K::File && e.size == 0 && e.nlink == 1 => {}
             _ => out.push(format!("{AREA}/leases is not one empty file")),
         }
-        let sorts: [(&str, fn(&str) -> bool, fn(&K) -> bool); 3] = [
+        let sorts: [Rule; 3] = [
             ("new", |n| n.parse::<JobId>().is_ok(), |k| *k == K::Dir),
             ("del", |n| n.parse::<crate::engine::Grave>().is_ok(), |_| true),
             (
