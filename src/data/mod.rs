@@ -1,1 +1,31 @@
-//! data
+//! Moving bytes: copy, fetch, verify, decompress, unpack. Knows nothing of where they end up: callers
+//! hand in open files and make the result visible themselves. After an error the target holds a part
+//! of the data and is the caller's to discard; nothing here is durable before the caller's fsync.
+
+pub mod archive;
+pub mod fetch;
+pub mod measure;
+
+mod compress;
+mod copy;
+mod digest;
+mod error;
+mod http;
+mod pipe;
+mod rate;
+mod sparse;
+#[cfg(test)]
+mod testserver;
+mod url;
+mod watch;
+
+pub use compress::Compression;
+pub use copy::{Copied, Method, copy, punch};
+pub use digest::{Algo, Expected};
+pub use error::DataError;
+pub use fetch::{FetchOptions, Fetched, Source};
+pub use http::HttpOptions;
+pub use rate::parse_rate;
+pub use sparse::Sparse;
+pub use url::shown;
+pub use watch::{NoProgress, Progress, Watch};

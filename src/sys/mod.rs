@@ -4,6 +4,7 @@
 
 pub mod cancel;
 pub mod class;
+pub mod copy;
 pub mod effect;
 pub mod fs;
 pub mod ofd;

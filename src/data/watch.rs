@@ -1,0 +1,65 @@
+//! How a caller follows and stops a transfer.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::DataError;
+use crate::sys::Cancel;
+
+/// Told how a transfer goes, from any thread, once per block. Must not block.
+pub trait Progress: Send + Sync {
+    /// The number of bytes that all `add`s of this phase will sum up to, when it is known.
+    fn total(&self, bytes: u64);
+    fn add(&self, bytes: u64);
+    /// A new phase begins; counting starts anew.
+    fn phase(&self, name: &'static str);
+}
+
+/// Nobody looks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoProgress;
+
+impl Progress for NoProgress {
+    fn total(&self, _: u64) {}
+    fn add(&self, _: u64) {}
+    fn phase(&self, _: &'static str) {}
+}
+
+/// The request to stop and the progress of one transfer; both are used once per block.
+#[derive(Clone)]
+pub struct Watch {
+    pub cancel: Cancel,
+    pub progress: Arc<dyn Progress>,
+}
+
+impl Watch {
+    /// Stoppable, but nobody looks at the progress.
+    pub fn silent(cancel: Cancel) -> Watch {
+        Watch { cancel, progress: Arc::new(NoProgress) }
+    }
+
+    pub(super) fn check(&self, phase: &'static str) -> Result<(), DataError> {
+        if self.cancel.is_requested() { Err(DataError::Cancelled { phase }) } else { Ok(()) }
+    }
+
+    pub(super) fn begin(&self, phase: &'static str, total: Option<u64>) -> Result<(), DataError> {
+        self.check(phase)?;
+        self.progress.phase(phase);
+        if let Some(n) = total {
+            self.progress.total(n);
+        }
+        Ok(())
+    }
+}
+
+impl Default for Watch {
+    fn default() -> Watch {
+        Watch::silent(Cancel::default())
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("cancel", &self.cancel).finish_non_exhaustive()
+    }
+}

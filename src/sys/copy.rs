@@ -1,0 +1,136 @@
+//! The system calls that move bytes between open files: share extents, copy in the kernel, find and
+//! make holes. Thin: what a failure means is decided by `data`.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+
+use rustix::fs::{Advice, FallocateFlags, FileType, SeekFrom};
+use rustix::io::Errno;
+
+/// Makes `dst` share all extents of `src` (FICLONE). Not for block devices.
+pub fn reflink(src: &File, dst: &File) -> io::Result<()> {
+    rustix::fs::ioctl_ficlone(dst, src).map_err(Into::into)
+}
+
+/// Copies up to `len` bytes at the same offset of both files inside the kernel; the number copied,
+/// 0 at the end of `src`. Never across a hole: several file systems fill it.
+pub fn copy_range(src: &File, dst: &File, at: u64, len: usize) -> io::Result<usize> {
+    let (mut from, mut to) = (at, at);
+    rustix::fs::copy_file_range(src, Some(&mut from), dst, Some(&mut to), len).map_err(Into::into)
+}
+
+/// Whether the kernel or the file system does not offer this way of copying between these files,
+/// so that another way may work.
+pub fn is_not_offered(e: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(e),
+        Some(
+            Errno::XDEV
+                | Errno::INVAL
+                | Errno::NOSYS
+                | Errno::OPNOTSUPP
+                | Errno::NOTTY
+                | Errno::PERM
+                | Errno::TXTBSY
+                | Errno::BADF
+        )
+    )
+}
+
+/// The first extent of data at or after `from`, cut at `end`; `None` when only a hole follows.
+/// Fails with `Unsupported` on media that cannot tell (block devices).
+pub fn next_data(file: &File, from: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+    if from >= end {
+        return Ok(None);
+    }
+    let start = match rustix::fs::seek(file, SeekFrom::Data(from)) {
+        Ok(n) if n < end => n,
+        Ok(_) | Err(Errno::NXIO) => return Ok(None),
+        Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => return Err(io::ErrorKind::Unsupported.into()),
+        Err(e) => return Err(e.into()),
+    };
+    match rustix::fs::seek(file, SeekFrom::Hole(start)) {
+        // A file that shrinks meanwhile has no data left here.
+        Err(Errno::NXIO) => Ok(None),
+        Ok(stop) => Ok(Some(start..stop.min(end))),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Gives the space of a range back; it reads zero afterwards. The size stays.
+pub fn punch(file: &File, range: &Range<u64>) -> io::Result<()> {
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(file, mode, range.start, range.end - range.start).map_err(Into::into)
+}
+
+/// Reserves space for `0..len` and sets the size; `false` when the file system does not offer it.
+pub fn reserve(file: &File, len: u64) -> io::Result<bool> {
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {
+        Ok(()) => Ok(true),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Tells the kernel that the file will be read once from front to back. Advice only.
+pub fn will_read_once(file: &File) {
+    let _ = rustix::fs::fadvise(file, 0, None, Advice::Sequential);
+}
+
+/// What kind of thing an open file is, as far as copying cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Medium {
+    File,
+    Block,
+}
+
+/// The kind and size in bytes of an open file or block device; anything else is `InvalidInput`.
+pub fn measure(file: &File) -> io::Result<(Medium, u64)> {
+    let stat = rustix::fs::fstat(file)?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok((Medium::File, u64::try_from(stat.st_size).unwrap_or(0))),
+        FileType::BlockDevice => Ok((Medium::Block, rustix::fs::seek(file, SeekFrom::End(0))?)),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a block device")),
+    }
+}
+
+/// Reads at `at` until `buf` is full or the file ends; the number of bytes read.
+pub fn read_full(file: &File, buf: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut n = 0;
+    while n < buf.len() {
+        match file.read_at(&mut buf[n..], at + n as u64) {
+            Ok(0) => break,
+            Ok(k) => n += k,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_and_holes_are_found_and_made() {
+        let f = tempfile::tempfile().unwrap();
+        f.set_len(1 << 20).unwrap();
+        f.write_all_at(&[1; 8192], 512 << 10).unwrap();
+        let extent = (512 << 10)..(520 << 10);
+        assert_eq!(next_data(&f, 0, 1 << 20).unwrap(), Some(extent.clone()));
+        assert_eq!(next_data(&f, extent.end, 1 << 20).unwrap(), None);
+        assert_eq!(next_data(&f, 0, 100).unwrap(), None, "beyond the end that was asked for");
+        punch(&f, &extent).unwrap();
+        assert_eq!(next_data(&f, 0, 1 << 20).unwrap(), None);
+        assert_eq!(measure(&f).unwrap(), (Medium::File, 1 << 20));
+    }
+
+    #[test]
+    fn only_files_and_block_devices_are_media() {
+        let null = File::open("/dev/null").unwrap();
+        assert_eq!(measure(&null).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+}
