@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, BufRead, Read};
 
 /// How much of a stream `sniff` wants to see.
-pub(super) const SNIFF: usize = 16;
+pub(super) const SNIFF: usize = 32;
 /// Memory an xz stream may ask for: `xz -9` needs 65 MiB, a hostile header may ask for 4 GiB.
 const XZ_MEMORY: u64 = 1 << 30;
 
@@ -18,7 +18,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// From the first 16 bytes (fewer when there are no more).
+    /// From the first 10 bytes (fewer when there are no more).
     pub fn sniff(head: &[u8]) -> Compression {
         // bzip2's name alone is only four letters; a block or the end of the stream follows it.
         let bzip2 = |h: &[u8]| {

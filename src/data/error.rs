@@ -45,6 +45,8 @@ pub enum DataError {
     /// A connection ended early and could not be taken up again.
     #[error("{url}: cut after {at} of {} bytes: {why}", .len.map_or("an unknown number of".to_owned(), |n| n.to_string()))]
     Cut { url: String, at: u64, len: Option<u64>, why: String },
+    #[error("the directory to unpack into is not empty")]
+    DirectoryNotEmpty,
     #[error("archive entry {entry:?}: {why}")]
     HostileArchive { entry: String, why: &'static str },
     #[error("damaged archive: {0}")]
@@ -77,6 +79,7 @@ impl DataError {
             | DataError::TooManyEntries(_) => Class::Refused,
             DataError::Cancelled { .. }
             | DataError::TargetNotEmpty { .. }
+            | DataError::DirectoryNotEmpty
             | DataError::TargetTooSmall { .. }
             | DataError::Died => Class::Internal,
         }

@@ -9,23 +9,14 @@ use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use super::compress::{SNIFF, fill};
-use super::http::{Client, Download};
+use super::http::Client;
 use super::pipe::{BLOCK, Feed, Item, queue};
 use super::rate::Limiter;
 use super::sparse::Writer;
-use super::{Compression, DataError, Expected, HttpOptions, Method, Sparse, Watch, copy};
+use super::{Compression, DataError, Expected, HttpOptions, Method, Source, Sparse, Watch, copy};
 use crate::sys::Cancel;
 use crate::sys::copy as calls;
 use crate::sys::effect::{Effect, step};
-
-/// Where bytes come from.
-#[derive(Debug)]
-pub enum Source {
-    /// A regular file or block device, read from its beginning.
-    File(File),
-    /// An http or https URL.
-    Http(String),
-}
 
 #[derive(Clone, Debug)]
 pub struct FetchOptions {
@@ -81,8 +72,8 @@ impl From<DataError> for Stop {
 /// Fetches all of `source` into `dst`, which is empty and reads zero. On success every digest matched
 /// and `dst` holds the whole image, not flushed; after an error it holds a part of unverified content.
 /// A server that sends no length and closes the connection early can only be caught by a digest.
-pub fn fetch(source: Source, dst: &File, opts: &FetchOptions, watch: &Watch) -> Result<Fetched, DataError> {
-    if let Source::File(src) = &source
+pub fn fetch(source: &Source, dst: &File, opts: &FetchOptions, watch: &Watch) -> Result<Fetched, DataError> {
+    if let Source::File(src) = source
         && opts.digests.is_empty()
         && opts.limit.is_none()
         && let Some(whole) = copied_whole(src, dst, opts, watch)?
@@ -123,7 +114,7 @@ struct Shared<'a> {
     watch: &'a Watch,
     /// Set when one stage failed: the others end.
     stop: Cancel,
-    client: Option<Client>,
+    client: Client,
     /// Bytes to transfer, set before the first block when known.
     expected: OnceLock<u64>,
 }
@@ -131,19 +122,14 @@ struct Shared<'a> {
 impl Shared<'_> {
     fn abort(&self) {
         self.stop.request();
-        if let Some(client) = &self.client {
-            client.abort();
-        }
+        self.client.abort();
     }
 }
 
-fn run(source: Source, dst: &File, opts: &FetchOptions, watch: &Watch) -> Result<Fetched, DataError> {
+fn run(source: &Source, dst: &File, opts: &FetchOptions, watch: &Watch) -> Result<Fetched, DataError> {
     watch.begin("fetching", None)?;
     let stop = Cancel::default();
-    let client = match &source {
-        Source::File(_) => None,
-        Source::Http(_) => Some(Client::new(&opts.http, stop.clone())?),
-    };
+    let client = Client::new(&opts.http, stop.clone())?;
     let shared = Shared { opts, watch, stop, client, expected: OnceLock::new() };
     let mut writer = Writer::new(dst, opts.sparse, opts.max_size)?;
 
@@ -197,52 +183,11 @@ fn first_cause<T>(stop: Stop) -> Result<Option<T>, DataError> {
     }
 }
 
-/// The open source.
-enum Stream<'c> {
-    File { file: File, pos: u64, len: u64 },
-    Http(Download<'c>),
-}
-
-impl Stream<'_> {
-    fn open(source: Source, client: Option<&Client>) -> Result<Stream<'_>, DataError> {
-        match (source, client) {
-            (Source::File(file), _) => {
-                let (_, len) = calls::measure(&file).map_err(DataError::io("looking at the source"))?;
-                calls::will_read_once(&file);
-                Ok(Stream::File { file, pos: 0, len })
-            }
-            (Source::Http(url), Some(client)) => Ok(Stream::Http(client.download(&url)?)),
-            (Source::Http(_), None) => Err(DataError::Died),
-        }
-    }
-
-    fn len(&self) -> Option<u64> {
-        match self {
-            Stream::File { len, .. } => Some(*len),
-            Stream::Http(download) => download.len(),
-        }
-    }
-
-    fn read(&mut self, buf: &mut [u8]) -> Result<usize, DataError> {
-        match self {
-            Stream::Http(download) => download.read(buf),
-            Stream::File { file, pos, len } => {
-                let n = calls::read_full(file, buf, *pos).map_err(DataError::io("reading"))?;
-                *pos += n as u64;
-                if *pos > *len || (n < buf.len() && *pos != *len) {
-                    return Err(DataError::SourceChanged { before: *len, after: *pos });
-                }
-                Ok(n)
-            }
-        }
-    }
-}
-
 /// Reads the source to its end and hands every block to all `sinks`; the bytes transferred.
-fn transfer(source: Source, shared: &Shared<'_>, sinks: &[SyncSender<Item>]) -> Result<u64, Stop> {
+fn transfer(source: &Source, shared: &Shared<'_>, sinks: &[SyncSender<Item>]) -> Result<u64, Stop> {
     // An error after a request to stop is that request's echo.
     let failed = |e| if shared.stop.is_requested() { Stop::Neighbour } else { Stop::Failed(e) };
-    let mut stream = Stream::open(source, shared.client.as_ref()).map_err(failed)?;
+    let mut stream = source.open(&shared.client).map_err(failed)?;
     if let Some(len) = stream.len() {
         let _ = shared.expected.set(len);
         shared.watch.progress.total(len);
@@ -255,7 +200,7 @@ fn transfer(source: Source, shared: &Shared<'_>, sinks: &[SyncSender<Item>]) -> 
         let mut n = 0;
         let mut ended = false;
         while n < size && !ended {
-            let k = stream.read(&mut block[n..]).map_err(failed)?;
+            let k = stream.next(&mut block[n..]).map_err(failed)?;
             ended = k == 0;
             n += k;
             shared.watch.progress.add(k as u64);
@@ -311,9 +256,12 @@ fn decode(blocks: Receiver<Item>, out: &SyncSender<Item>, shared: &Shared<'_>) -
             send(Item::Data(block))?;
         }
     } else {
-        let corrupt = |e: std::io::Error| match shared.stop.is_requested() {
-            true => Stop::Neighbour,
-            false => Stop::Failed(DataError::Corrupt { compression, why: e.to_string() }),
+        let corrupt = |e: std::io::Error| {
+            if shared.stop.is_requested() {
+                Stop::Neighbour
+            } else {
+                Stop::Failed(DataError::Corrupt { compression, why: e.to_string() })
+            }
         };
         let mut decoder = compression.decoder(feed).map_err(corrupt)?;
         loop {

@@ -30,7 +30,8 @@ fn digest(algo: Algo, data: &[u8]) -> Expected {
     hasher.update(data);
     let mut out = vec![0; hasher.output_size()];
     hasher.finalize_into_reset(&mut out).unwrap();
-    let hex: String = out.iter().map(|b| format!("{b:02X}")).collect();
+    let hex: String =
+        out.iter().flat_map(|b| [b >> 4, b & 15]).filter_map(|d| char::from_digit(d.into(), 16)).collect();
     Expected::parse(algo, &hex).unwrap()
 }
 
@@ -59,7 +60,7 @@ fn content(mut f: &File) -> Vec<u8> {
     out
 }
 
-fn get(source: Source, opts: &FetchOptions) -> (Result<Fetched, DataError>, File) {
+fn get(source: &Source, opts: &FetchOptions) -> (Result<Fetched, DataError>, File) {
     let dst = tempfile::tempfile().unwrap();
     (fetch(source, &dst, opts, &Watch::default()), dst)
 }
@@ -82,7 +83,7 @@ fn every_compression_and_digest_from_files_and_servers() {
         let served = Server::start(packed.clone(), &[Script::Serve { etag: E }]);
         let chunked = Server::start(packed.clone(), &[Script::Chunked]);
         for source in [file(&packed), from(&served), from(&chunked)] {
-            let (got, dst) = get(source, &opts);
+            let (got, dst) = get(&source, &opts);
             let want = Fetched {
                 written: image.len() as u64,
                 transferred: packed.len() as u64,
@@ -94,7 +95,7 @@ fn every_compression_and_digest_from_files_and_servers() {
             assert!(dst.metadata().unwrap().blocks() * 512 < 2 << 20, "{kind}: zeros are holes");
         }
         opts.decompress = false;
-        let (got, dst) = get(from(&served), &opts);
+        let (got, dst) = get(&from(&served), &opts);
         assert_eq!(got.unwrap().compression, Compression::None);
         assert_eq!(content(&dst), packed);
     }
@@ -107,7 +108,7 @@ fn one_wrong_digest_of_several_is_enough() {
         let mut opts = options();
         opts.digests = vec![digest(Algo::Md5, &packed), digest(Algo::Sha256, &packed)];
         opts.digests[wrong] = digest(opts.digests[wrong].algo(), b"other");
-        let (got, _) = get(file(&packed), &opts);
+        let (got, _) = get(&file(&packed), &opts);
         let e = got.unwrap_err();
         assert!(
             matches!(&e, DataError::DigestMismatch { algo, .. } if *algo == opts.digests[wrong].algo()),
@@ -122,7 +123,7 @@ fn plain_files_are_copied_and_full_means_full() {
     let image = image();
     for (sparse, most) in [(Sparse::Keep, false), (Sparse::Full, true)] {
         for limit in [None, Some(1 << 40)] {
-            let (got, dst) = get(file(&image), &FetchOptions { sparse, limit, ..options() });
+            let (got, dst) = get(&file(&image), &FetchOptions { limit, sparse, ..options() });
             assert_eq!(got.unwrap().written, image.len() as u64);
             assert_eq!(content(&dst), image);
             assert!(!most || dst.metadata().unwrap().blocks() * 512 >= image.len() as u64);
@@ -182,7 +183,7 @@ fn what_servers_do_wrong_is_an_error_or_put_right() {
     for (name, scripts, class, requests) in cases {
         let server = Server::start(image.clone(), &scripts);
         let start = Instant::now();
-        let (got, dst) = get(from(&server), &options());
+        let (got, dst) = get(&from(&server), &options());
         match (class, got) {
             (None, got) => {
                 let got = got.unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -201,7 +202,7 @@ fn what_servers_do_wrong_is_an_error_or_put_right() {
 fn a_body_longer_than_promised_is_cut_at_the_promise() {
     let image = image();
     let server = Server::start(image.clone(), &[Script::Promise(1000)]);
-    let (got, dst) = get(from(&server), &options());
+    let (got, dst) = get(&from(&server), &options());
     assert_eq!(got.unwrap().written, 1000);
     assert_eq!(content(&dst), image[..1000]);
 }
@@ -210,7 +211,7 @@ fn a_body_longer_than_promised_is_cut_at_the_promise() {
 fn resumed_requests_ask_for_the_rest_of_the_same_content() {
     let server =
         Server::start(image(), &[Script::Cut { after: 1 << 20, etag: E }, Script::Serve { etag: E }]);
-    get(from(&server), &options()).0.unwrap();
+    get(&from(&server), &options()).0.unwrap();
     let second = server.seen.lock().unwrap()[1].to_ascii_lowercase();
     assert!(
         second.contains("range: bytes=1048576-\r\n") && second.contains("if-range: \"one\"\r\n"),
@@ -227,19 +228,19 @@ fn bombs_end_at_the_limit() {
         // Endless members of a bomb, without a length.
         let server = Server::start(bomb.clone(), &[Script::Endless]);
         for source in [file(&bomb), from(&server)] {
-            let e = get(source, &opts).0.unwrap_err();
+            let e = get(&source, &opts).0.unwrap_err();
             assert!(matches!(e, DataError::TooLarge { limit: 1_048_576 }), "{kind}: {e}");
             assert_eq!(e.class(), Class::Refused);
         }
     }
     let opts = FetchOptions { max_size: zeros.len() as u64, ..options() };
     assert_eq!(
-        get(file(&pack(ALL[3], &zeros)), &opts).0.unwrap().written,
+        get(&file(&pack(ALL[3], &zeros)), &opts).0.unwrap().written,
         8 << 20,
         "exactly the limit is allowed"
     );
     let opts = FetchOptions { max_size: 100, ..options() };
-    assert!(matches!(get(file(&zeros), &opts).0, Err(DataError::TooLarge { .. })), "plain");
+    assert!(matches!(get(&file(&zeros), &opts).0, Err(DataError::TooLarge { .. })), "plain");
 }
 
 #[test]
@@ -247,11 +248,11 @@ fn damaged_streams_are_errors() {
     for kind in ALL {
         let mut packed = pack(kind, &image());
         packed.extend_from_slice(b"garbage");
-        let e = get(file(&packed), &options()).0.unwrap_err();
+        let e = get(&file(&packed), &options()).0.unwrap_err();
         assert!(matches!(e, DataError::Corrupt { compression, .. } if compression == kind), "{kind}: {e}");
         packed.truncate(packed.len() / 2);
         let server = Server::start(packed.clone(), &[Script::Serve { etag: E }]);
-        let e = get(from(&server), &options()).0.unwrap_err();
+        let e = get(&from(&server), &options()).0.unwrap_err();
         assert!(matches!(e, DataError::Corrupt { .. }), "{kind}: {e}");
     }
 }
@@ -287,7 +288,7 @@ fn a_request_to_stop_ends_it_soon_wherever_it_waits() {
         let progress = Arc::new(StopAt(at, 0.into(), cancel.clone()));
         let dst = tempfile::tempfile().unwrap();
         let start = Instant::now();
-        let got = fetch(from(&server), &dst, opts, &Watch { cancel, progress });
+        let got = fetch(&from(&server), &dst, opts, &Watch { cancel, progress });
         assert!(matches!(got, Err(DataError::Cancelled { .. })), "{script:?}: {got:?}");
         assert!(start.elapsed() < Duration::from_secs(1), "{script:?}");
     }
@@ -303,7 +304,7 @@ fn a_request_to_stop_ends_it_soon_wherever_it_waits() {
             cancel.request();
         });
         let start = Instant::now();
-        let got = fetch(from(&server), &tempfile::tempfile().unwrap(), &opts, &watch);
+        let got = fetch(&from(&server), &tempfile::tempfile().unwrap(), &opts, &watch);
         assert!(matches!(got, Err(DataError::Cancelled { .. })), "{got:?}");
         assert!(start.elapsed() < Duration::from_secs(1));
     });
@@ -323,7 +324,7 @@ fn a_writer_that_fails_ends_all_stages() {
             ..options()
         };
         let start = Instant::now();
-        let got = fetch(from(&server), &dst, &opts, &Watch::default());
+        let got = fetch(&from(&server), &dst, &opts, &Watch::default());
         assert!(matches!(got, Err(DataError::Io { doing: "writing", .. })), "{got:?}");
         assert!(start.elapsed() < Duration::from_secs(2));
     }
@@ -334,7 +335,7 @@ fn the_limit_is_of_transferred_bytes() {
     let packed = pack(Compression::Gzip, &image()[..200_000]);
     let rate = packed.len() as u64 * 2;
     let start = Instant::now();
-    get(file(&packed), &FetchOptions { limit: Some(rate), ..options() }).0.unwrap();
+    get(&file(&packed), &FetchOptions { limit: Some(rate), ..options() }).0.unwrap();
     let took = start.elapsed();
     assert!(took >= Duration::from_millis(350) && took < Duration::from_secs(2), "{took:?}");
 }
@@ -349,7 +350,7 @@ fn secrets_of_the_url_are_in_no_error() {
         "http://user:hunter2@127.0.0.1:1/?hunter2",
         "ftp://u:hunter2@h/",
     ] {
-        let e = get(Source::Http(url.to_owned()), &options()).0.unwrap_err();
+        let e = get(&Source::Http(url.to_owned()), &options()).0.unwrap_err();
         assert!(!format!("{e} {e:?}").contains("hunter2"), "{e:?}");
     }
     assert!(
@@ -363,6 +364,6 @@ fn the_sink_may_be_memory() {
     let image = image();
     let memory = rustix::fs::memfd_create("image", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     let dst = File::from(memory);
-    fetch(file(&pack(ALL[2], &image)), &dst, &options(), &Watch::default()).unwrap();
+    fetch(&file(&pack(ALL[2], &image)), &dst, &options(), &Watch::default()).unwrap();
     assert_eq!(content(&dst), image);
 }

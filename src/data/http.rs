@@ -2,6 +2,7 @@
 //! the very byte where it ended or not at all, and a request to stop ends a read in progress.
 
 use std::io::Read as _;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -211,6 +212,29 @@ impl Client {
             resumed_at: 0,
         })
     }
+
+    /// The bytes of `range`, which lies within the `whole` bytes the content has; `None` when the server
+    /// does not answer ranges or the content is another one.
+    pub(super) fn range(
+        &self,
+        url: &str,
+        range: &Range<u64>,
+        whole: u64,
+    ) -> Result<Option<Vec<u8>>, DataError> {
+        let value = format!("bytes={}-{}", range.start, range.end - 1);
+        let response = match self.ask(url, &[(header::RANGE, &value)]) {
+            Err(DataError::Status { status: 416, .. }) => return Ok(None),
+            other => other?,
+        };
+        if response.status() != 206 || content_range(response.headers()) != Some((range.start, Some(whole))) {
+            return Ok(None);
+        }
+        let want = range.end - range.start;
+        let mut bytes = Vec::new();
+        let body = response.into_body().into_reader();
+        body.take(want).read_to_end(&mut bytes).map_err(|e| self.failure(url, e.into()).error)?;
+        Ok((bytes.len() as u64 == want).then_some(bytes))
+    }
 }
 
 fn certificates(path: &std::path::Path) -> Result<RootCerts, DataError> {
@@ -241,7 +265,7 @@ fn validator(headers: &HeaderMap) -> Option<(header::HeaderName, String)> {
 }
 
 /// First byte and whole length of `bytes 5-9/10`; the length may be `*`.
-pub(super) fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
+fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     let (unit, range) = text(headers, &header::CONTENT_RANGE)?.split_once(' ')?;
     let (span, whole) = range.split_once('/')?;
     let first = span.split_once('-')?.0.trim().parse().ok()?;

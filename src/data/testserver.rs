@@ -202,10 +202,10 @@ fn ranged(
     let status = if range.is_some() { "206 Partial Content" } else { "200 OK" };
     let mut answer = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n", end - start);
     if !etag.is_empty() {
-        answer += &format!("ETag: {etag}\r\n");
+        answer = format!("{answer}ETag: {etag}\r\n");
     }
     if range.is_some() {
-        answer += &format!("Content-Range: bytes {}-{}/{len}\r\n", start + shift, end - 1);
+        answer = format!("{answer}Content-Range: bytes {}-{}/{len}\r\n", start + shift, end - 1);
     }
     out.write_all((answer + "\r\n").as_bytes())?;
     out.write_all(&content[start..end.min(start.saturating_add(cut))])
