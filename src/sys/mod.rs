@@ -9,6 +9,10 @@ pub mod effect;
 pub mod fs;
 pub mod ofd;
 pub mod signal;
+pub mod qemulock;
+pub mod tool;
 
 pub use cancel::Cancel;
 pub use class::{Bytes, Class};
+pub use qemulock::qemu_holds;
+pub use tool::{Tool, ToolError, Tools};
