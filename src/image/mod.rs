@@ -1,1 +1,23 @@
-//! image
+//! What an image is: its header, its chain, whether it may come in and whether it is complete. Headers
+//! are read by our own bounded parsers; `qemu-img` moves and checks the bytes. Knows no engine.
+
+pub mod admit;
+pub mod chain;
+pub mod check;
+mod error;
+#[cfg(test)]
+mod fixture;
+mod other;
+pub mod probe;
+mod qcow;
+pub mod qemu;
+mod source;
+mod vmdk;
+
+pub use admit::{Admit, admit};
+pub use chain::{Link, chain, chain_as, held, root_of_chain};
+pub use check::{Finding, Severity, check};
+pub use error::ImageError;
+pub use probe::{Backing, Format, Probe, probe, probe_bytes};
+pub use qcow::Qcow2;
+pub use qemu::{Convert, Progress, Qemu, Rebase, Target};

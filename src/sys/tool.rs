@@ -79,9 +79,9 @@ pub enum ToolError {
     Missing { tool: Tool, looked_in: String },
     #[error("{tool} may not be {}: {why}", path.display())]
     Override { tool: Tool, path: PathBuf, why: &'static str },
-    #[error("{tool} ended with status {status}: {stderr}")]
+    #[error("{tool} ended with status {status}: {}", or_none(stderr))]
     Failed { tool: Tool, status: i32, stderr: String },
-    #[error("{tool} was killed by signal {signal}: {stderr}")]
+    #[error("{tool} was killed by signal {signal}: {}", or_none(stderr))]
     Killed { tool: Tool, signal: i32, stderr: String },
     #[error("{tool} was stopped after {} s", after.as_secs())]
     Deadline { tool: Tool, after: Duration },
@@ -402,12 +402,16 @@ fn drain(pipe: &mut Option<OwnedFd>, buf: &mut [u8], mut take: impl FnMut(&[u8])
     Ok(any)
 }
 
+fn or_none(stderr: &str) -> &str {
+    if stderr.is_empty() { "no message" } else { stderr }
+}
+
 /// One printable line.
 fn clean(raw: &[u8]) -> String {
     let text: String =
         String::from_utf8_lossy(raw).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let words: Vec<_> = text.split_whitespace().collect();
-    if words.is_empty() { "no message".into() } else { words.join(" ") }
+    words.join(" ")
 }
 
 #[cfg(test)]
