@@ -11,6 +11,7 @@ pub mod ofd;
 pub mod signal;
 pub mod qemulock;
 pub mod tool;
+pub mod path;
 
 pub use cancel::Cancel;
 pub use class::{Bytes, Class};

@@ -1,0 +1,211 @@
+//! The settings as types. What each means is written in `defaults.toml`.
+
+use super::ConfigError;
+use super::load::Values;
+use super::value::{Parse, Value, Words};
+use crate::sys::Bytes;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub paths: Paths,
+    pub lock: LockSettings,
+    pub trash_keep: Duration,
+    pub job: JobSettings,
+    pub log: LogSettings,
+    pub image: ImageSettings,
+    pub http: HttpSettings,
+    /// Paths of external programs that are set, by name (`qemu_img`).
+    pub tools: BTreeMap<String, PathBuf>,
+    pub tool_deadline: Duration,
+    pub verb_deadline: Option<Duration>,
+    pub fs: FsSettings,
+    pub gc: GcSettings,
+    pub cancel: CancelSettings,
+    pub data: DataSettings,
+    pub libvirt: LibvirtSettings,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    pub var: PathBuf,
+    pub etc: PathBuf,
+    pub datastores: PathBuf,
+    pub remotes: PathBuf,
+    pub run: PathBuf,
+    pub state: PathBuf,
+    /// The event log, a file.
+    pub log: PathBuf,
+    /// The account's home, from the environment.
+    pub home: Option<PathBuf>,
+}
+
+impl Paths {
+    /// The same installation with our own state in a person's home, for accounts that may not write
+    /// the shared places.
+    #[must_use]
+    pub fn private(&self, home: &Path) -> Paths {
+        let state = home.join(".local/state/onesdm");
+        Paths { run: state.join("run"), log: state.join("onesdm.jsonl"), state, ..self.clone() }
+    }
+
+    /// What may never be read as an image unless a datastore says so: see `one::DirPolicy`.
+    pub fn restricted(&self) -> Vec<&Path> {
+        let own = [self.var.as_path(), self.etc.as_path()];
+        own.into_iter().chain(self.home.as_deref()).collect()
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockBackend {
+    Auto,
+    Ofd,
+    Sanlock,
+}
+
+impl Parse for LockBackend {
+    const WANT: &'static str = "auto, ofd or sanlock";
+    fn parse(value: &Value) -> Option<Self> {
+        match value.to_string().trim() {
+            "auto" => Some(LockBackend::Auto),
+            "ofd" => Some(LockBackend::Ofd),
+            "sanlock" => Some(LockBackend::Sanlock),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct LockSettings {
+    pub wait: Duration,
+    /// `None`: what the backend needs.
+    pub wait_dead: Option<Duration>,
+    pub backend: LockBackend,
+}
+
+#[derive(Clone, Debug)]
+pub struct JobSettings {
+    pub history_max: u32,
+    pub done_max: u32,
+    pub done_days: u32,
+}
+
+#[derive(Clone, Debug)]
+pub struct LogSettings {
+    pub max_size: Bytes,
+    pub keep: u32,
+}
+
+#[derive(Clone, Debug)]
+pub struct ImageSettings {
+    pub max_size: Option<Bytes>,
+    pub allow: Vec<String>,
+    pub qcow2_options: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct HttpSettings {
+    pub connect_timeout: Duration,
+    pub stall_timeout: Duration,
+    pub retries: u32,
+    pub ca_file: Option<PathBuf>,
+    pub insecure: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct FsSettings {
+    pub supported: Vec<String>,
+    /// Arguments of mkfs by file system.
+    pub options: BTreeMap<String, Vec<String>>,
+}
+
+#[derive(Clone, Debug)]
+pub struct GcSettings {
+    /// As systemd writes it.
+    pub interval: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct CancelSettings {
+    pub grace: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct DataSettings {
+    pub buffer: Bytes,
+    pub queue: u32,
+    /// Per second.
+    pub limit: Option<Bytes>,
+}
+
+#[derive(Clone, Debug)]
+pub struct LibvirtSettings {
+    pub uri: String,
+    pub timeout: Duration,
+}
+
+impl Settings {
+    pub(super) fn of(v: &Values, home: Option<PathBuf>) -> Result<Settings, ConfigError> {
+        let mut tools = BTreeMap::new();
+        for name in v.names("tools.") {
+            if let Some(path) = v.get(&format!("tools.{name}"))? {
+                tools.insert(name.to_owned(), path);
+            }
+        }
+        let mut options = BTreeMap::new();
+        for fs in v.names("fs.options.") {
+            options.insert(fs.to_owned(), v.get::<Words>(&format!("fs.options.{fs}"))?.0);
+        }
+        Ok(Settings {
+            paths: Paths {
+                var: v.get("paths.var")?,
+                etc: v.get("paths.etc")?,
+                datastores: v.get("paths.datastores")?,
+                remotes: v.get("paths.remotes")?,
+                run: v.get("paths.run")?,
+                state: v.get("paths.state")?,
+                log: v.get("paths.log")?,
+                home,
+            },
+            lock: LockSettings {
+                wait: v.get("lock.wait")?,
+                wait_dead: v.get("lock.wait_dead")?,
+                backend: v.get("lock.backend")?,
+            },
+            trash_keep: v.get("trash.keep")?,
+            job: JobSettings {
+                history_max: v.get("job.history_max")?,
+                done_max: v.get("job.done_max")?,
+                done_days: v.get("job.done_days")?,
+            },
+            log: LogSettings { max_size: v.get("log.max_size")?, keep: v.get("log.keep")? },
+            image: ImageSettings {
+                max_size: v.get("image.max_size")?,
+                allow: v.get("image.allow")?,
+                qcow2_options: v.get::<Words>("image.qcow2_options")?.0,
+            },
+            http: HttpSettings {
+                connect_timeout: v.get("http.connect_timeout")?,
+                stall_timeout: v.get("http.stall_timeout")?,
+                retries: v.get("http.retries")?,
+                ca_file: v.get("http.ca_file")?,
+                insecure: v.get("http.insecure")?,
+            },
+            tools,
+            tool_deadline: v.get("tool.deadline")?,
+            verb_deadline: v.get("verb.deadline")?,
+            fs: FsSettings { supported: v.get("fs.supported")?, options },
+            gc: GcSettings { interval: v.get("gc.interval")? },
+            cancel: CancelSettings { grace: v.get("cancel.grace")? },
+            data: DataSettings {
+                // Outside these a copy is slow or eats the host's memory.
+                buffer: v.get::<Bytes>("data.buffer")?.clamp(Bytes(64 << 10), Bytes(64 << 20)),
+                queue: v.get::<u32>("data.queue")?.clamp(1, 64),
+                limit: v.get("data.limit")?,
+            },
+            libvirt: LibvirtSettings { uri: v.get("libvirt.uri")?, timeout: v.get("libvirt.timeout")? },
+        })
+    }
+}

@@ -1,0 +1,105 @@
+//! What the PATH of an image is: a local path, a web address, or something not offered.
+
+use super::OneError;
+use std::path::PathBuf;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImagePath {
+    Local(PathBuf),
+    /// An http or https URL, unchanged. May carry a password: show it with `shown`.
+    Http(String),
+}
+
+impl ImagePath {
+    /// For messages and logs: without user, password, query and fragment.
+    pub fn shown(&self) -> String {
+        match self {
+            ImagePath::Local(path) => path.display().to_string(),
+            ImagePath::Http(url) => {
+                let end = url.find(['?', '#']).unwrap_or(url.len());
+                let (scheme, rest) = url[..end].split_once("://").unwrap_or(("http", ""));
+                let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+                format!("{scheme}://{}{path}", host.rsplit('@').next().unwrap_or(host))
+            }
+        }
+    }
+}
+
+/// Tells what `path` is. Relative paths and unknown schemes are refused, as are control characters
+/// and blanks in URLs.
+pub fn image_path(path: &str) -> Result<ImagePath, OneError> {
+    let refuse = |why| OneError::Path { path: path.chars().take(200).collect(), why };
+    if let Some((scheme, rest)) = path.split_once("://").filter(|(s, _)| is_scheme(s)) {
+        let scheme = scheme.to_ascii_lowercase();
+        if scheme != "http" && scheme != "https" {
+            return Err(OneError::Scheme { scheme });
+        }
+        if rest.is_empty() || rest.starts_with(['/', '?', '#']) {
+            return Err(refuse("names no host"));
+        }
+        if path.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Err(OneError::Path {
+                path: scheme,
+                why: "is a URL with blanks or control characters: write them as %XX",
+            });
+        }
+        return Ok(ImagePath::Http(path.to_owned()));
+    }
+    match path {
+        "" => Err(refuse("is empty")),
+        p if !p.starts_with('/') => Err(refuse("is neither an absolute path nor a URL")),
+        p if p.contains('\0') => Err(refuse("holds a NUL byte")),
+        p => Ok(ImagePath::Local(p.into())),
+    }
+}
+
+fn is_scheme(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::Class;
+
+    #[test]
+    fn paths_and_web_addresses() {
+        for local in ["/a.img", "/a://b", "/with 'quotes' \"and\"\nnewline", "/-rf", "/a/../b"] {
+            assert_eq!(image_path(local).unwrap(), ImagePath::Local(local.into()));
+        }
+        for url in ["http://h/x", "HTTPS://h", "https://u:p@h:8/x?y#z"] {
+            assert_eq!(image_path(url).unwrap(), ImagePath::Http(url.into()));
+        }
+    }
+
+    #[test]
+    fn everything_else_is_refused_in_one_line() {
+        let schemes =
+            ["ssh", "s3", "rbd", "lxd", "rsync", "restic", "onebex", "docker", "file", "FTP", "x-y+z.1"];
+        for scheme in schemes {
+            let error = image_path(&format!("{scheme}://host/x")).unwrap_err();
+            assert_eq!(error.class(), Class::Unsupported);
+            assert!(error.to_string().contains("not supported yet"), "{error}");
+        }
+        for bad in
+            ["", "a.img", "-rf", "../x", "http://", "http:///x", "http://h/a b", "http://h/\nERROR: 1 x"]
+        {
+            let error = image_path(bad).unwrap_err();
+            assert_eq!(error.class(), Class::Usage);
+            assert!(!error.to_string().contains('\n'), "{error}");
+        }
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        for (url, shown) in [
+            ("https://u:p@h:8/x?token=1#z", "https://h:8/x"),
+            ("http://h", "http://h"),
+            ("http://u:p@h?x", "http://h"),
+            ("http://h/a@b", "http://h/a@b"),
+        ] {
+            assert_eq!(image_path(url).unwrap().shown(), shown);
+        }
+    }
+}
