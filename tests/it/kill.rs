@@ -1,0 +1,234 @@
+//! `kill -9` before and after every effect of every verb. The invariant: whatever the moment, each path in
+//! the datastore is as before the call or as after it, the collector runs, the checker finds nothing, and
+//! the same call made again does what it was asked. `ONESDM_FULL=1` sweeps every point on every file
+//! system; without it the slow ones take every n-th point.
+
+use crate::bed::{Bed, names};
+use crate::fsbed::{Fs, Kind};
+use crate::scenes::{self, Scene};
+use rustix::process::Signal;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Points killed, per kind of effect.
+type Points = BTreeMap<String, usize>;
+
+fn full() -> bool {
+    std::env::var_os("ONESDM_FULL").is_some_and(|v| v == "1")
+}
+
+/// A bed whose datastore is a domain already, unless the scene is about first contact.
+fn ready(stores: Option<&Path>, domain: bool) -> Bed {
+    if let Some(dir) = stores {
+        let _ = std::fs::remove_dir_all(dir);
+    }
+    let bed = stores.map_or_else(Bed::new, Bed::on);
+    let store = bed.store(100);
+    if domain {
+        bed.onesdm(&["domain", "init", store.to_str().unwrap()]).run().ok();
+    }
+    bed
+}
+
+/// The effects of a call, in order, by the program's own count.
+fn effects(scene: &Scene, stores: Option<&Path>, domain: bool) -> Vec<String> {
+    let bed = ready(stores, domain);
+    let stage = scene.stage(&bed);
+    let log = bed.root().join("effects");
+    let done = scene.call(&stage).env("ONESDM_TEST_LOG", &log).run();
+    stage.done(&done).unwrap_or_else(|e| panic!("{}: {e}\n{}", scene.name, done.err()));
+    let log = std::fs::read_to_string(log).unwrap_or_default();
+    log.lines().filter_map(|l| l.split('\t').nth(1).map(str::to_owned)).collect()
+}
+
+/// Kills at one point and puts everything to the test.
+fn point(
+    scene: &Scene,
+    stores: Option<&Path>,
+    domain: bool,
+    at: &str,
+    bug: Option<&str>,
+) -> Result<bool, String> {
+    let bed = ready(stores, domain);
+    let stage = scene.stage(&bed);
+    let mut call = scene.call(&stage).env("ONESDM_TEST_KILL", at);
+    if let Some(bug) = bug {
+        call = call.env("ONESDM_TEST_BUG", bug);
+    }
+    let killed = call.run();
+    if !killed.killed() {
+        return stage.done(&killed).map(|()| false); // this run took fewer steps
+    }
+    stage.oracle.between(&stage.before, &stage.after).map_err(|e| format!("right after the kill: {e}"))?;
+    let gc = || bed.onesdm(&["gc"]).run().answer().map_err(|e| format!("gc: {e}"));
+    let check = || bed.onesdm(&["check"]).run().answer().map_err(|e| format!("check: {e}"));
+    gc()?;
+    check()?;
+    stage.oracle.between(&stage.before, &stage.after).map_err(|e| format!("after gc: {e}"))?;
+    swept(&bed)?;
+    let again = scene.call(&stage).run();
+    stage.done(&again).map_err(|e| format!("again: {e}\n{}", again.err()))?;
+    gc()?;
+    check()?;
+    stage.oracle.compare(&stage.after).map_err(|e| format!("at the end: {e}"))?;
+    swept(&bed)?;
+    Ok(true)
+}
+
+/// After a collection nothing of ours is left but what is kept on purpose.
+fn swept(bed: &Bed) -> Result<(), String> {
+    let sdm = bed.store_path(100).join(".sdm");
+    let mut left = names(&sdm.join("new"));
+    let keep = |name: &String| Path::new(name).extension().is_some_and(|e| e == "keep");
+    left.extend(names(&sdm.join("del")).into_iter().filter(|n| !keep(n)));
+    if left.is_empty() { Ok(()) } else { Err(format!("left by gc: {left:?}")) }
+}
+
+/// Sweeps one scene: every `stride`-th point, each before and after. Failures are collected, so one run
+/// shows them all.
+fn sweep(
+    scene: &Scene,
+    stores: Option<&Path>,
+    domain: bool,
+    stride: usize,
+    wrong: &mut Vec<String>,
+) -> Points {
+    let mut points = Points::new();
+    for (n, effect) in effects(scene, stores, domain).iter().enumerate().step_by(stride) {
+        for side in ["before", "after"] {
+            let at = format!("{}:{side}", n + 1);
+            match point(scene, stores, domain, &at, None) {
+                Ok(true) => *points.entry(effect.clone()).or_default() += 1,
+                Ok(false) => *points.entry("not reached".into()).or_default() += 1,
+                Err(e) => wrong.push(format!("{} killed {side} step {} ({effect}): {e}", scene.name, n + 1)),
+            }
+        }
+    }
+    points
+}
+
+fn sweep_all(place: &str, stores: Option<&Path>, stride: usize) {
+    let (began, stride) = (Instant::now(), if full() { 1 } else { stride });
+    let (mut wrong, mut sum, mut missed) = (Vec::new(), 0, 0);
+    for scene in scenes::all() {
+        let points = sweep(&scene, stores, true, stride, &mut wrong);
+        println!(
+            "{place:6} {:24} {}",
+            scene.name,
+            points.iter().map(|(k, n)| format!("{k} {n}  ")).collect::<String>()
+        );
+        sum += points.values().sum::<usize>();
+        missed += points.get("not reached").copied().unwrap_or_default();
+    }
+    let first = scenes::all().swap_remove(0);
+    let points = sweep(&first, stores, false, stride, &mut wrong);
+    println!("{place:6} {:24} {points:?}", "cp raw, first contact");
+    println!("{place:6} {sum} points in {:.0?}, {missed} not reached", began.elapsed());
+    assert!(wrong.is_empty(), "{} of the points failed:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(sum > 0 && missed * 10 <= sum, "{missed} of {sum} points were not reached");
+}
+
+#[test]
+fn killed_at_every_effect_on_tmpfs() {
+    sweep_all("tmpfs", None, 3);
+}
+
+#[test]
+fn killed_at_every_effect_on_ext4() {
+    let fs = Fs::new(Kind::Ext4, 128);
+    sweep_all("ext4", Some(&fs.stores()), 1);
+}
+
+#[test]
+fn killed_at_every_effect_on_xfs() {
+    let fs = Fs::new(Kind::Xfs, 320);
+    sweep_all("xfs", Some(&fs.stores()), 9);
+}
+
+#[test]
+fn killed_at_every_effect_on_btrfs() {
+    let fs = Fs::new(Kind::Btrfs, 320);
+    sweep_all("btrfs", Some(&fs.stores()), 9);
+}
+
+/// The sweep itself is tested by a bug put into the program on purpose.
+#[test]
+fn steps_in_the_wrong_order_are_caught() {
+    let mut caught = None;
+    'scenes: for scene in scenes::all()
+        .into_iter()
+        .filter(|s| ["cp raw", "snap_flatten raw", "snap_revert raw"].contains(&s.name))
+    {
+        for n in 1..=effects(&scene, None, true).len() {
+            if let Err(e) = point(&scene, None, true, &format!("{n}:after"), Some("swap-steps")) {
+                caught = Some(e);
+                break 'scenes;
+            }
+        }
+    }
+    println!("caught: {}", caught.expect("two steps were swapped and no kill showed it"));
+}
+
+/// A collector that meets a living job leaves it alone; without the owner lease it could not know.
+#[test]
+fn the_collector_leaves_living_jobs_alone_and_the_suite_would_notice() {
+    assert_eq!(collected_while_running(None), Ok(()));
+    let said =
+        collected_while_running(Some("skip-owner-lease")).expect_err("no owner lease, and gc took nothing");
+    println!("caught: {said}");
+}
+
+/// Holds a `cp` up at each of its flushes and collects meanwhile.
+fn collected_while_running(bug: Option<&str>) -> Result<(), String> {
+    let scene = scenes::all().swap_remove(0);
+    let bed = ready(None, true);
+    let stage = scene.stage(&bed);
+    let slow = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e"];
+    let inject = "inject=fsync,fdatasync:delay_enter=150000";
+    let mut call = scene.call(&stage).under(&[&slow[..], &[inject]].concat());
+    if let Some(bug) = bug {
+        call = call.env("ONESDM_TEST_BUG", bug);
+    }
+    let mut running = call.start();
+    let (mut met, new) = (0, bed.store_path(100).join(".sdm/new"));
+    while running.is_running() {
+        if !names(&new).is_empty() {
+            met += 1;
+            bed.onesdm(&["gc"]).run().answer().map_err(|e| format!("gc: {e}"))?;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    stage.done(&running.wait())?;
+    if met == 0 { Err("the job was never met".into()) } else { Ok(()) }
+}
+
+/// oned's time limit is SIGTERM to the group, at any instant: one line and nothing left, or a full success.
+#[test]
+fn terminated_at_any_instant() {
+    for scene in scenes::all() {
+        let took = {
+            let bed = ready(None, true);
+            let stage = scene.stage(&bed);
+            scene.call(&stage).run().took
+        };
+        for n in 0..6 {
+            let bed = ready(None, true);
+            let stage = scene.stage(&bed);
+            let running = scene.call(&stage).start();
+            std::thread::sleep(took * n / 6);
+            running.signal(Signal::TERM);
+            let done = running.wait();
+            let what = format!("{} terminated after {n}/6: {}", scene.name, done.err());
+            if done.code == Some(0) {
+                stage.done(&done).unwrap_or_else(|e| panic!("{what}: {e}"));
+            } else if done.signal.is_none() {
+                done.failure(None).unwrap_or_else(|e| panic!("{what}: {e}"));
+            } // else it came before the program could listen
+            stage.oracle.between(&stage.before, &stage.after).unwrap_or_else(|e| panic!("{what}: {e}"));
+            bed.onesdm(&["gc"]).run().ok();
+            bed.onesdm(&["check"]).run().ok();
+            swept(&bed).unwrap_or_else(|e| panic!("{what}: {e}"));
+        }
+    }
+}

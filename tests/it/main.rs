@@ -1,0 +1,30 @@
+//! The integration suite: the built program, called as oned and people call it, on real file systems.
+//! One binary, so it links once. A test that needs root or a tool fails without it; nothing is skipped.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::format_collect,
+    clippy::needless_pass_by_value,
+    unreachable_pub,
+    reason = "tests stand outside the house: they start the program, read the environment and say what they saw"
+)]
+
+mod bed;
+mod contract;
+mod deps;
+mod doc;
+mod exit0;
+mod fsbed;
+mod full;
+mod guest;
+mod kill;
+mod layers;
+mod noshell;
+mod oned;
+mod oracle;
+mod replay;
+mod scenes;
+mod standin;
