@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use crate::sys::tool::Run;
-use crate::sys::{Bytes, Cancel, Tool, Tools};
+use crate::sys::{Bytes, Cancel, Tool, Tools, tool::Run};
 
 use super::{Format, Qemu};
 

@@ -18,6 +18,6 @@ pub use admit::{Admit, admit};
 pub use chain::{Link, chain, chain_as, held, root_of_chain};
 pub use check::{Finding, Severity, check};
 pub use error::ImageError;
-pub use probe::{Backing, Format, Probe, probe, probe_bytes};
+pub use probe::{Backing, Format, Probe, probe, probe_as, probe_bytes};
 pub use qcow::Qcow2;
-pub use qemu::{Convert, Progress, Qemu, Rebase, Target};
+pub use qemu::{Convert, Counts, Progress, Qemu, Rebase, Target};

@@ -8,8 +8,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::sys::tool::{Limits, Output, Run, Watch};
-use crate::sys::{Bytes, Cancel, Tool, ToolError, Tools};
+use crate::sys::{
+    Bytes, Cancel, Tool, ToolError, Tools,
+    tool::{Limits, Output, Run, Watch},
+};
 
 use super::chain::has_protocol;
 use super::error::shown;

@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 
+use crate::sys::Bytes;
+
 use super::ImageError;
 use super::probe::{Backing, Format, Probe};
 use super::source::{Source, le32, le64};
@@ -80,7 +82,7 @@ fn sparse(source: &Source<'_>) -> Result<Probe, ImageError> {
             probe.extents.extend(text.files.into_iter().map(|f| f.name));
         }
         if le64(h, 12) == 0 {
-            probe.virtual_size = Some(crate::sys::Bytes(sectors(text.sectors)?));
+            probe.virtual_size = Some(Bytes(sectors(text.sectors)?));
         }
     }
     Ok(probe)

@@ -187,6 +187,9 @@ impl Tools {
     /// deadline, cancel or error it is killed and reaped, and what it wrote is the caller's to remove.
     pub fn run(&self, tool: Tool, args: &[&OsStr], mut opts: Run<'_>) -> Result<Output, ToolError> {
         let path = self.path(tool)?;
+        if opts.cancel.is_requested() {
+            return Err(ToolError::Cancelled { tool });
+        }
         let begin = Instant::now();
         tracing::debug!(%tool, ?args, "tool starts");
         let out = step(Effect::Child, opts.writes, || supervise(tool, path, args, &mut opts));
@@ -226,27 +229,32 @@ fn is_interpreter(path: &Path) -> bool {
 }
 
 /// A child that cannot outlive this value unnoticed.
-struct Running(Child);
+struct Running {
+    child: Child,
+    /// Killed, and still there.
+    given_up: bool,
+}
 
 impl Running {
     /// Kills and reaps; `false` when the kernel does not let it go.
     fn stop(&mut self) -> bool {
         let end = Instant::now() + REAP;
         // It fails only when the child has been reaped already.
-        let _ = self.0.kill();
+        let _ = self.child.kill();
         while Instant::now() < end {
-            match self.0.try_wait() {
+            match self.child.try_wait() {
                 Ok(Some(_)) | Err(_) => return true,
                 Ok(None) => nap(&mut [], Duration::from_millis(2)),
             }
         }
+        self.given_up = true;
         false
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if matches!(self.0.try_wait(), Ok(None)) {
+        if !self.given_up && matches!(self.child.try_wait(), Ok(None)) {
             self.stop();
         }
     }
@@ -261,9 +269,9 @@ fn nap(fds: &mut [PollFd<'_>], d: Duration) {
 fn supervise(tool: Tool, path: &Path, args: &[&OsStr], opts: &mut Run<'_>) -> Result<Output, ToolError> {
     let io = |what| move |source| ToolError::Io { tool, what, source };
     let begin = Instant::now();
-    let mut child = Running(spawn(path, args, opts).map_err(io("starting it"))?);
-    let mut stdout = child.0.stdout.take().map(OwnedFd::from);
-    let mut stderr = child.0.stderr.take().map(OwnedFd::from);
+    let mut running = Running { child: spawn(path, args, opts).map_err(io("starting it"))?, given_up: false };
+    let mut stdout = running.child.stdout.take().map(OwnedFd::from);
+    let mut stderr = running.child.stderr.take().map(OwnedFd::from);
     for fd in [&stdout, &stderr].into_iter().flatten() {
         rustix::io::ioctl_fionbio(fd, true).map_err(|e| io("preparing its output")(e.into()))?;
     }
@@ -271,7 +279,7 @@ fn supervise(tool: Tool, path: &Path, args: &[&OsStr], opts: &mut Run<'_>) -> Re
     let mut buf = vec![0; 1 << 16];
     let mut pause = Duration::from_millis(1);
     let status = loop {
-        let exited = child.0.try_wait().map_err(io("waiting for it"))?;
+        let exited = running.child.try_wait().map_err(io("waiting for it"))?;
         let got = drain(&mut stdout, &mut buf, |data| {
             let room = (STDOUT_CAP - kept.len()).min(data.len());
             kept.extend_from_slice(&data[..room]);
@@ -296,8 +304,8 @@ fn supervise(tool: Tool, path: &Path, args: &[&OsStr], opts: &mut Run<'_>) -> Re
             None
         };
         if let Some(why) = stop {
-            let pid = child.0.id();
-            return Err(if child.stop() { why } else { ToolError::Stuck { tool, pid } });
+            let pid = running.child.id();
+            return Err(if running.stop() { why } else { ToolError::Stuck { tool, pid } });
         }
         if quiet {
             let mut fds: Vec<_> =
