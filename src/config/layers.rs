@@ -2,11 +2,12 @@
 //! with its place.
 
 use super::rc::parse_rc;
-use super::value::Value;
+use super::value::{Parse as _, Value, Words};
 use super::{ConfigError, Env};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 /// No settings file is larger; whatever is, is something else.
@@ -107,8 +108,8 @@ fn plain(value: &DeValue<'_>) -> Option<Value> {
     })
 }
 
-/// The entries stock rc files stand for. A file that cannot be read, and each line that is no plain
-/// assignment, is a warning: shell drivers may do there what they like.
+/// The entries stock rc files stand for. A file that cannot be read, a line that is no plain
+/// assignment and a value without meaning are warnings: these files are not ours to judge.
 pub(super) fn rc_entries(etc: &Path, remotes: &Path, warnings: &mut Vec<String>) -> Vec<Entry> {
     let mut out = Vec::new();
     let files =
@@ -127,21 +128,36 @@ pub(super) fn rc_entries(etc: &Path, remotes: &Path, warnings: &mut Vec<String>)
             warnings.push(format!("{} line {line}: not a plain assignment: ignored", path.display()));
         }
         for (name, (line, value)) in rc.values {
-            let (key, value) = match name.as_str() {
-                "SUPPORTED_FS" => ("fs.supported".to_owned(), value),
-                "QCOW2_OPTIONS" => ("image.qcow2_options".to_owned(), value),
-                "LIBVIRT_URI" => ("libvirt.uri".to_owned(), value),
-                "VIRSH_TIMEOUT" => ("libvirt.timeout".to_owned(), format!("{value}s")),
-                other => match other.strip_prefix("FS_OPTS_") {
-                    Some(fs) => (format!("fs.options.{}", fs.to_ascii_lowercase()), value),
-                    None => continue,
-                },
+            let Some(key) = rc_key(&name).filter(|_| !value.is_empty()) else { continue };
+            let value = match key.as_str() {
+                // Seconds, there, when it is a bare number.
+                "libvirt.timeout" if value.bytes().all(|b| b.is_ascii_digit()) => format!("{value}s"),
+                _ => value,
             };
-            let source = Source::File { path: path.clone(), line };
-            out.push(Entry { key, value: Value::Text(value), source });
+            let value = Value::Text(value);
+            let means_something = match key.as_str() {
+                "libvirt.timeout" => Duration::parse(&value).is_some(),
+                "fs.supported" | "libvirt.uri" => true,
+                _ => Words::parse(&value).is_some(),
+            };
+            if means_something {
+                out.push(Entry { key, value, source: Source::File { path: path.clone(), line } });
+            } else {
+                warnings.push(format!("{} line {line}: {name} cannot be used: ignored", path.display()));
+            }
         }
     }
     out
+}
+
+fn rc_key(name: &str) -> Option<String> {
+    Some(match name {
+        "SUPPORTED_FS" => "fs.supported".into(),
+        "QCOW2_OPTIONS" => "image.qcow2_options".into(),
+        "LIBVIRT_URI" => "libvirt.uri".into(),
+        "VIRSH_TIMEOUT" => "libvirt.timeout".into(),
+        other => format!("fs.options.{}", other.strip_prefix("FS_OPTS_")?.to_ascii_lowercase()),
+    })
 }
 
 /// What a self-contained installation puts elsewhere: a changed default, not an order.
@@ -177,9 +193,9 @@ fn place(key: &str, path: &Path, variable: &'static str) -> Entry {
 const HOST_ONLY: &[&str] = &["paths.", "job.", "log.", "tools.", "fs.options."];
 
 /// `ONESDM_LOCK_WAIT` is `lock.wait`, for the keys a datastore may set.
-pub(super) fn attribute_entries<'a>(
+pub(super) fn attribute_entries(
     attributes: &BTreeMap<String, String>,
-    known: impl Iterator<Item = &'a String> + Clone,
+    known: &BTreeSet<String>,
     warnings: &mut Vec<String>,
 ) -> Vec<Entry> {
     let mut out = Vec::new();
@@ -188,7 +204,7 @@ pub(super) fn attribute_entries<'a>(
             let name = attribute.strip_prefix("ONESDM_").unwrap_or(attribute);
             key.replace('.', "_").eq_ignore_ascii_case(name)
         };
-        match known.clone().find(is_meant) {
+        match known.iter().find(is_meant) {
             Some(key) if HOST_ONLY.iter().any(|section| key.starts_with(section)) => {
                 warnings
                     .push(format!("datastore attribute {attribute}: a datastore cannot set {key}: ignored"));

@@ -4,7 +4,7 @@ use super::layers::{Entry, Source};
 use super::layers::{attribute_entries, env_entries, location_entries, rc_entries, read, toml_entries};
 use super::value::{Parse, Value};
 use super::{ConfigError, Env, Settings};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 const DEFAULTS: &str = include_str!("defaults.toml");
@@ -42,22 +42,22 @@ impl Config {
         let mut warnings = Vec::new();
         let mut values = Values::default();
         values.put(toml_entries(DEFAULTS, None)?);
-        let known = values.0.clone();
+        let known: BTreeSet<String> = values.0.keys().cloned().collect();
         values.put(location_entries(&inputs.env));
 
         let mut upper = file_entries(&inputs.env, &values)?;
         upper.retain(|entry| {
-            let is_known = known.contains_key(&entry.key) || is_fs_option(&entry.key);
+            let is_known = known.contains(&entry.key) || is_fs_option(&entry.key);
             if !is_known {
                 warnings.push(format!("{}: unknown setting {:?}: ignored", entry.source, entry.key));
             }
             is_known
         });
-        upper.extend(attribute_entries(&inputs.attributes, known.keys(), &mut warnings));
+        upper.extend(attribute_entries(&inputs.attributes, &known, &mut warnings));
         upper.extend(env_entries(&inputs.env));
         for (key, value) in &inputs.set {
             let (key, origin) = (key.clone(), Source::CommandLine);
-            if !known.contains_key(&key) && !is_fs_option(&key) {
+            if !known.contains(&key) && !is_fs_option(&key) {
                 return Err(ConfigError::Unknown { key, origin });
             }
             upper.push(Entry { key, value: Value::Text(value.clone()), source: origin });
@@ -259,6 +259,27 @@ mod tests {
     }
 
     #[test]
+    fn odd_values_of_stock_files_are_left_out() {
+        let conf = "SUPPORTED_FS=\nFS_OPTS_xfs=\"it's\"\nFS_OPTS_ext4='-F'\n";
+        let (_dir, inputs) = install(&[
+            ("var/remotes/etc/datastore/datastore.conf", conf),
+            ("var/remotes/etc/vmm/kvm/kvmrc", "VIRSH_TIMEOUT=1w\n"),
+        ]);
+        let config = Config::load(&inputs).unwrap();
+        let fs = &config.settings.fs;
+        assert_eq!(fs.supported, ["ext2", "ext3", "ext4", "xfs"]);
+        assert_eq!(fs.options, BTreeMap::from([("ext4".to_owned(), vec!["-F".to_owned()])]));
+        assert_eq!(config.settings.libvirt.timeout, Duration::from_secs(60));
+        let warned = config.warnings();
+        assert_eq!(warned.len(), 2, "{warned:?}");
+        assert!(
+            warned[0].ends_with("datastore.conf line 2: FS_OPTS_xfs cannot be used: ignored"),
+            "{warned:?}"
+        );
+        assert!(warned[1].ends_with("kvmrc line 1: VIRSH_TIMEOUT cannot be used: ignored"), "{warned:?}");
+    }
+
+    #[test]
     fn places_follow_the_environment_and_each_other() {
         let (dir, mut inputs) = install(&[("etc/onesdm.toml", "[paths]\nvar = \"/v\"\nstate = \"/s\"\n")]);
         let load = |inputs: &Inputs| Config::load(inputs).unwrap().settings.paths;
@@ -305,7 +326,7 @@ mod tests {
             let (_dir, inputs) = install(&[("etc/onesdm.toml", toml)]);
             match (Config::load(&inputs), want) {
                 (Ok(config), Ok(want)) => {
-                    assert!(config.warnings()[0].contains(want), "{:?}", config.warnings())
+                    assert!(config.warnings()[0].contains(want), "{:?}", config.warnings());
                 }
                 (Err(e), Err(want)) => {
                     let text = e.to_string();

@@ -7,7 +7,6 @@ use base64::Engine as _;
 use quick_xml::events::Event;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::ffi::OsString;
 use std::io::Read;
 
@@ -94,15 +93,13 @@ impl DsCall {
                 want: "an object id",
             })?),
         };
-        let dump = match dump_arg {
-            Some(arg) => arg.as_encoded_bytes().to_vec(),
-            None => {
-                let mut bytes = Vec::new();
-                let read = stdin.by_ref().take(MAX_ENCODED + 1).read_to_end(&mut bytes);
-                read.map_err(|source| OneError::Stdin { source })?;
-                bytes
-            }
-        };
+        let mut dump = Vec::new();
+        if let Some(arg) = dump_arg {
+            dump.extend(arg.as_encoded_bytes());
+        } else {
+            let read = stdin.by_ref().take(MAX_ENCODED + 1).read_to_end(&mut dump);
+            read.map_err(|source| OneError::Stdin { source })?;
+        }
         if dump.len() as u64 > MAX_ENCODED {
             return Err(OneError::TooLarge { limit: Bytes(MAX_DUMP) });
         }
@@ -137,7 +134,7 @@ impl DsDump {
             return Err(OneError::TooLarge { limit: Bytes(MAX_DUMP) });
         }
         let text = std::str::from_utf8(&xml).map_err(|e| OneError::Encoding { at: e.valid_up_to() })?;
-        if let Some(at) = xml.iter().position(|b| *b == 0) {
+        if let Some(at) = text.find('\0') {
             return Err(OneError::Xml { at: at as u64, what: "NUL byte".into() });
         }
         Scan::default().run(text.strip_prefix('\u{feff}').unwrap_or(text))
@@ -167,12 +164,18 @@ impl DsDump {
 }
 
 fn decode(bytes: &[u8], offset: usize) -> Result<Vec<u8>, OneError> {
-    let dense: Cow<'_, [u8]> = if bytes.iter().any(u8::is_ascii_whitespace) {
-        bytes.iter().copied().filter(|b| !b.is_ascii_whitespace()).collect::<Vec<u8>>().into()
-    } else {
-        bytes.into()
-    };
-    base64::engine::general_purpose::STANDARD.decode(dense).map_err(|e| {
+    use base64::engine::general_purpose::STANDARD;
+    // oned writes no line ends; looking for them first would cost as much as decoding.
+    let bytes = bytes.trim_ascii_end();
+    let decoded = STANDARD.decode(bytes).or_else(|e| match e {
+        base64::DecodeError::InvalidByte(at, b) if b.is_ascii_whitespace() => {
+            let mut dense = bytes[..at].to_vec();
+            dense.extend(bytes[at..].iter().filter(|b| !b.is_ascii_whitespace()));
+            STANDARD.decode(dense)
+        }
+        e => Err(e),
+    });
+    decoded.map_err(|e| {
         let at = match e {
             base64::DecodeError::InvalidByte(at, _) => at,
             _ => bytes.len(),
@@ -185,11 +188,14 @@ fn decode(bytes: &[u8], offset: usize) -> Result<Vec<u8>, OneError> {
 #[derive(Default)]
 struct Scan {
     out: DsDump,
-    /// Path below the root of the open elements, and its length before each of them.
+    /// Open elements, the root included.
+    depth: usize,
+    /// The innermost open element that has used ones in it, as a path below the root.
     path: String,
-    lengths: Vec<usize>,
-    /// The value being read when the innermost open element is a used one.
-    value: Option<String>,
+    /// The used element being read, and its text so far.
+    value: Option<(String, String)>,
+    /// How many of the open elements lie in a subtree nobody reads.
+    skipped: usize,
     root_seen: bool,
 }
 
@@ -214,7 +220,7 @@ impl Scan {
                 }
                 Event::End(_) => self.close()?,
                 Event::Text(e) => self.text(&e, at)?,
-                Event::CData(e) if self.lengths.is_empty() => return Err(outside(&e, at)),
+                Event::CData(e) if self.depth == 0 => return Err(outside(&e, at)),
                 Event::CData(e) => self.append(&e),
                 Event::GeneralRef(e) => {
                     let resolved = match e.resolve_char_ref() {
@@ -238,7 +244,7 @@ impl Scan {
                 Event::Eof => break,
             }
         }
-        if !self.lengths.is_empty() || !self.root_seen {
+        if self.depth > 0 || !self.root_seen {
             let what = if self.root_seen { "ends inside an element" } else { "has no element" };
             return Err(OneError::Xml { at: text.len() as u64, what: what.into() });
         }
@@ -246,68 +252,71 @@ impl Scan {
     }
 
     fn open(&mut self, name: &str, at: u64) -> Result<(), OneError> {
-        if self.value.is_some() {
-            return Err(OneError::NoValue { path: self.path.clone() });
+        if let Some((path, _)) = &self.value {
+            return Err(OneError::NoValue { path: path.clone() });
         }
         // The reader takes any bytes; a slash would make one name look like a path.
-        if !name.chars().all(|c| c.is_alphanumeric() || "_-.:".contains(c)) {
+        if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.:".contains(&b) || !b.is_ascii()) {
             return Err(OneError::Xml { at, what: format!("element name {:?}", one_line(&name)) });
         }
-        match self.lengths.len() {
+        match self.depth {
             0 if self.root_seen => return Err(outside(name, at)),
-            0 if name != ROOT => return Err(OneError::Root { found: name.chars().take(40).collect() }),
+            0 if name != ROOT => return Err(OneError::Root { found: one_line(&name) }),
             0 => self.root_seen = true,
             MAX_DEPTH => return Err(OneError::Depth { limit: MAX_DEPTH }),
-            depth => {
-                let used = depth <= 3 && is_used(&self.path, name);
-                self.lengths.push(self.path.len());
-                // Deeper than any used path nobody asks for the path again.
-                if depth <= 3 {
-                    if !self.path.is_empty() {
-                        self.path.push('/');
-                    }
-                    self.path.push_str(name);
-                }
-                self.value = used.then(String::new);
-                if depth == 1 {
-                    let seen = match name {
-                        "IMAGE" => &mut self.out.has_image,
-                        "DATASTORE" => &mut self.out.has_datastore,
-                        _ => return Ok(()),
-                    };
-                    if std::mem::replace(seen, true) {
-                        return Err(OneError::Ambiguous { path: name.to_owned() });
-                    }
-                }
-                return Ok(());
-            }
+            _ if self.skipped > 0 => self.skipped += 1,
+            _ => self.enter(name)?,
         }
-        self.lengths.push(0);
+        self.depth += 1;
+        Ok(())
+    }
+
+    fn enter(&mut self, name: &str) -> Result<(), OneError> {
+        let path = if self.path.is_empty() { name.to_owned() } else { format!("{}/{name}", self.path) };
+        if is_used(&self.path, name) {
+            self.value = Some((path, String::new()));
+        } else if USED.iter().any(|(parent, _)| *parent == path) {
+            let seen = match path.as_str() {
+                "IMAGE" => &mut self.out.has_image,
+                "DATASTORE" => &mut self.out.has_datastore,
+                _ => &mut false,
+            };
+            if std::mem::replace(seen, true) {
+                return Err(OneError::Ambiguous { path });
+            }
+            self.path = path;
+        } else {
+            self.skipped = 1;
+        }
         Ok(())
     }
 
     fn close(&mut self) -> Result<(), OneError> {
-        if let Some(mut value) = self.value.take() {
-            if value.trim_ascii().is_empty() {
-                value.clear();
-            }
-            match self.out.values.entry(self.path.clone()) {
-                Entry::Vacant(slot) => {
-                    slot.insert(value);
-                }
-                Entry::Occupied(had) if *had.get() != value => {
-                    return Err(OneError::Ambiguous { path: self.path.clone() });
-                }
-                Entry::Occupied(_) => {}
+        // The reader has already refused an end without a start.
+        self.depth = self.depth.saturating_sub(1);
+        if self.skipped > 0 {
+            self.skipped -= 1;
+            return Ok(());
+        }
+        let Some((path, mut value)) = self.value.take() else {
+            self.path.truncate(self.path.rfind('/').unwrap_or(0));
+            return Ok(());
+        };
+        if value.trim_ascii().is_empty() {
+            value.clear();
+        }
+        match self.out.values.get(&path) {
+            Some(had) if *had != value => return Err(OneError::Ambiguous { path }),
+            Some(_) => {}
+            None => {
+                self.out.values.insert(path, value);
             }
         }
-        // The reader has already refused an end without a start.
-        self.path.truncate(self.lengths.pop().unwrap_or(0));
         Ok(())
     }
 
     fn text(&mut self, text: &str, at: u64) -> Result<(), OneError> {
-        if self.lengths.is_empty() && !text.trim_ascii().is_empty() {
+        if self.depth == 0 && !text.trim_ascii().is_empty() {
             return Err(outside(text, at));
         }
         self.append(text);
@@ -315,7 +324,7 @@ impl Scan {
     }
 
     fn append(&mut self, text: &str) {
-        if let Some(value) = &mut self.value {
+        if let Some((_, value)) = &mut self.value {
             value.push_str(text);
         }
     }
@@ -351,8 +360,11 @@ mod tests {
     #[test]
     fn base64_lines_and_plain_xml_mean_the_same() {
         let encoded = STANDARD.encode(CP);
-        let lines: String =
-            encoded.as_bytes().chunks(60).map(|c| format!("{}\r\n", str::from_utf8(c).unwrap())).collect();
+        let lines: Vec<_> = encoded.as_bytes().chunks(60).map(|c| str::from_utf8(c).unwrap()).collect();
+        let lines = lines.join(
+            "
+",
+        );
         let bom = format!("\u{feff}{CP}");
         let declared = format!("<?xml version=\"1.0\" encoding='UTF-8'?>\n<!-- c -->{CP}<?pi?>\n");
         for form in [CP, &format!("\n {CP}\n"), &encoded, &lines, &bom, &declared] {

@@ -41,8 +41,8 @@ pub enum OneError {
     Path { path: String, why: &'static str },
     #[error("sources of type {scheme:?} are not supported yet (give a local path or an http or https URL)")]
     Scheme { scheme: String },
-    #[error("not allowed to read {path:?}{through}: restricted by {rule}; check {remedy}", through = Through(path, real))]
-    Restricted { path: PathBuf, real: PathBuf, rule: String, remedy: String },
+    #[error("not allowed to read {path:?}{through}: restricted by {rule:?}; check {remedy}", through = Through(path, real))]
+    Restricted { path: PathBuf, real: PathBuf, rule: PathBuf, remedy: String },
     #[error("{path:?} is a {kind}, expected a regular file or directory")]
     Kind { path: PathBuf, kind: &'static str },
     #[error("opening {path:?}: {source}")]
@@ -54,7 +54,13 @@ struct Through<'a>(&'a PathBuf, &'a PathBuf);
 
 impl std::fmt::Display for Through<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0 == self.1 { Ok(()) } else { write!(f, " (which is {:?})", self.1) }
+        if self.0 == self.1 {
+            return Ok(());
+        }
+        // Quoted and escaped as all text from outside.
+        f.write_str(" (which is ")?;
+        std::fmt::Debug::fmt(self.1, f)?;
+        f.write_str(")")
     }
 }
 

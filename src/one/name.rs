@@ -7,6 +7,8 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+const COMPANIONS: [&str; 2] = [".snap", ".md5sum"];
+
 /// The name of an image in its datastore directory: one visible path component that is not the name
 /// of another image's companion.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,7 +20,7 @@ impl ImageName {
             "" => "it has no name",
             n if n.contains(['/', '\0']) => "it is not one path component",
             n if n.starts_with('.') => "hidden names are not images",
-            n if n.ends_with(".snap") || n.ends_with(".md5sum") => "it is the companion of an image",
+            n if COMPANIONS.iter().any(|suffix| n.ends_with(suffix)) => "it is the companion of an image",
             n if n.len() > 240 => "its name is too long",
             n => return Ok(ImageName(n.to_owned())),
         };
@@ -157,6 +159,7 @@ mod tests {
             assert_eq!(error.class(), crate::sys::Class::Refused);
             assert!(!error.to_string().contains('\n'), "{error}");
         }
+        assert!(source_name("/ds/../1", "/ds/../1/abc").is_err());
     }
 
     #[test]
