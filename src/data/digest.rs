@@ -1,11 +1,14 @@
 //! Digests a caller expects of what is transferred.
 
 use std::fmt;
+use std::fs::File;
 use std::str::FromStr;
 
 use sha2::digest::DynDigest;
 
-use super::DataError;
+use super::{DataError, Watch};
+use crate::sys::copy as calls;
+use crate::sys::hex;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algo {
@@ -58,6 +61,29 @@ impl FromStr for Algo {
     }
 }
 
+/// The digest of a file's bytes, in lower-case hexadecimal.
+pub fn digest_of(file: &File, algo: Algo, watch: &Watch) -> Result<String, DataError> {
+    let (_, len) = calls::measure(file).map_err(DataError::io("looking at the file"))?;
+    watch.begin("reading", Some(len))?;
+    calls::will_read_once(file);
+    let mut hasher = algo.hasher();
+    let mut buf = vec![0; 1 << 20];
+    let mut at = 0;
+    loop {
+        watch.check("reading")?;
+        let n = calls::read_full(file, &mut buf, at).map_err(DataError::io("reading the file"))?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(&buf[..n]);
+        at += n as u64;
+        watch.progress.add(n as u64);
+    }
+    let mut digest = vec![0; algo.digits() / 2];
+    hasher.finalize_into_reset(&mut digest).map_err(|_| DataError::Died)?;
+    Ok(hex(&digest))
+}
+
 /// A digest that must come out; lower-case hexadecimal of the right length.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
@@ -92,11 +118,6 @@ impl Expected {
         }
         Err(DataError::DigestMismatch { algo: self.algo, expected: self.hex.clone(), got })
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes.iter().flat_map(|b| [b >> 4, b & 15]).map(|n| char::from(DIGITS[usize::from(n)])).collect()
 }
 
 #[cfg(test)]

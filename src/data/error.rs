@@ -77,8 +77,8 @@ impl DataError {
             | DataError::BadRedirect { .. }
             | DataError::HostileArchive { .. }
             | DataError::TooManyEntries(_) => Class::Refused,
-            DataError::Cancelled { .. }
-            | DataError::TargetNotEmpty { .. }
+            DataError::Cancelled { .. } => Class::Cancelled,
+            DataError::TargetNotEmpty { .. }
             | DataError::DirectoryNotEmpty
             | DataError::TargetTooSmall { .. }
             | DataError::Died => Class::Internal,

@@ -14,7 +14,6 @@ use super::{DataError, shown, url};
 use crate::sys::Cancel;
 
 const REDIRECTS: usize = 10;
-const RETRIES: u32 = 3;
 /// After so many bytes a connection has earned new retries.
 const PROGRESS: u64 = 64 << 20;
 
@@ -26,6 +25,8 @@ pub struct HttpOptions {
     pub stall_timeout: Duration,
     /// Before the first retry; twice and three times that before the next ones.
     pub retry_delay: Duration,
+    /// After errors that may pass.
+    pub retries: u32,
     /// PEM file with the authorities to trust instead of the system's.
     pub ca_file: Option<PathBuf>,
     /// Do not verify certificates.
@@ -40,6 +41,7 @@ impl Default for HttpOptions {
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(60),
             retry_delay: Duration::from_secs(2),
+            retries: 3,
             ca_file: None,
             insecure: false,
             proxy: None,
@@ -63,6 +65,7 @@ pub(super) struct Client {
     agent: Agent,
     stall: Duration,
     retry_delay: Duration,
+    retries: u32,
     /// Ends waits; `abort` sets it.
     stop: Cancel,
 }
@@ -103,7 +106,13 @@ impl Client {
             .timeout_per_write(Some(stall))
             .timeout_recv_response(Some(stall))
             .build();
-        Ok(Client { agent: config.new_agent(), stall, retry_delay: options.retry_delay, stop })
+        Ok(Client {
+            agent: config.new_agent(),
+            stall,
+            retry_delay: options.retry_delay,
+            retries: options.retries,
+            stop,
+        })
     }
 
     /// Ends requests and reads of other threads, now and later.
@@ -176,7 +185,7 @@ impl Client {
         loop {
             match self.get(url, headers) {
                 Ok(response) => return Ok(response),
-                Err(f) if f.again && tries < RETRIES => self.pause(&mut tries)?,
+                Err(f) if f.again && tries < self.retries => self.pause(&mut tries)?,
                 Err(f) => return Err(f.error),
             }
         }
@@ -327,7 +336,7 @@ impl Download<'_> {
         }
         let range = format!("bytes={}-", self.pos);
         let headers = [(header::RANGE, range.as_str()), (header::IF_RANGE, same.as_str())];
-        while self.tries < RETRIES {
+        while self.tries < self.client.retries {
             self.client.pause(&mut self.tries)?;
             let response = match self.client.get(&self.url, &headers) {
                 Ok(response) => response,

@@ -22,7 +22,7 @@ mod watch;
 
 pub use compress::Compression;
 pub use copy::{Copied, Method, copy, punch};
-pub use digest::{Algo, Expected};
+pub use digest::{Algo, Expected, digest_of};
 pub use error::DataError;
 pub use fetch::{FetchOptions, Fetched};
 pub use http::HttpOptions;

@@ -2,8 +2,8 @@
 //! again without ever leaving that directory.
 
 use super::OneError;
+use crate::sys::hex;
 use md5::{Digest as _, Md5};
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -58,12 +58,7 @@ impl std::fmt::Display for ImageName {
 pub fn image_name(id: i64, regtime: Option<u64>, now: SystemTime) -> ImageName {
     let clock = || now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let time = regtime.filter(|t| *t > 0).unwrap_or_else(clock);
-    let mut hex = String::with_capacity(32);
-    for byte in Md5::digest(format!("{time}:{id}\n")) {
-        // Writing to a string does not fail.
-        let _ = write!(hex, "{byte:02x}");
-    }
-    ImageName(hex)
+    ImageName(hex(&Md5::digest(format!("{time}:{id}\n"))))
 }
 
 /// The image a SOURCE names. It must lie directly in `base_path`, compared as text after squeezing

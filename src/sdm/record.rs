@@ -4,6 +4,7 @@
 use super::{Result, SdmError};
 use crate::engine::{Grave, Identity, Name};
 use crate::lock::JobId;
+use crate::sys::hex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -121,14 +122,6 @@ pub fn request_digest(parts: &[&str]) -> String {
         h.update(p);
     }
     hex(&h.finalize())
-}
-
-pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
-        let _ = write!(s, "{b:02x}");
-        s
-    })
 }
 
 #[cfg(test)]

@@ -259,6 +259,19 @@ impl Dir {
         }
     }
 
+    /// Bytes of the files below this directory, links not followed, as `du -sb` adds them up.
+    pub fn content(&self) -> io::Result<u64> {
+        let mut sum = 0;
+        for n in self.names()? {
+            match self.entry(&n)? {
+                Some(e) if e.kind == Kind::Dir => sum += self.sub(Path::new(&n))?.content()?,
+                Some(e) => sum += e.size,
+                None => {}
+            }
+        }
+        Ok(sum)
+    }
+
     /// Flushes a name and all below it, files before the directories that hold them.
     pub fn sync_tree(&self, name: &OsStr) -> io::Result<()> {
         let Some(e) = self.entry(name)? else { return Err(Errno::NOENT.into()) };

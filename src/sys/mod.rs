@@ -8,12 +8,13 @@ pub mod copy;
 pub mod effect;
 pub mod fs;
 pub mod ofd;
-pub mod signal;
-pub mod qemulock;
-pub mod tool;
 pub mod path;
+pub mod qemulock;
+pub mod signal;
+pub mod tool;
+pub mod user;
 
 pub use cancel::Cancel;
-pub use class::{Bytes, Class};
+pub use class::{Bytes, Class, hex};
 pub use qemulock::qemu_holds;
 pub use tool::{Tool, ToolError, Tools};

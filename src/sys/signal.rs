@@ -36,3 +36,16 @@ pub fn terminate(pid: u32, is_it: impl Fn() -> bool) -> io::Result<bool> {
         r => Ok(r.map(|()| true)?),
     }
 }
+
+/// As `on_stop`, but after `limit` and without anybody asking: a storage call may hang for ever.
+pub fn deadline(limit: Duration, cancel: &Cancel, grace: Duration, status: u8) {
+    let cancel = cancel.clone();
+    let _ = std::thread::Builder::new().name("deadline".to_owned()).spawn(move || {
+        #[expect(clippy::disallowed_methods, reason = "the deadline itself")]
+        std::thread::sleep(limit);
+        cancel.request();
+        #[expect(clippy::disallowed_methods, reason = "the grace a job gets")]
+        std::thread::sleep(grace);
+        std::process::exit(status.into());
+    });
+}

@@ -99,9 +99,8 @@ impl ToolError {
         match self {
             ToolError::Missing { .. } => Class::Unsupported,
             ToolError::Override { .. } => Class::Usage,
-            ToolError::Deadline { .. } | ToolError::Cancelled { .. } | ToolError::Stuck { .. } => {
-                Class::Timeout
-            }
+            ToolError::Cancelled { .. } => Class::Cancelled,
+            ToolError::Deadline { .. } | ToolError::Stuck { .. } => Class::Timeout,
             ToolError::Failed { .. } | ToolError::Killed { .. } | ToolError::Io { .. } => Class::Internal,
         }
     }

@@ -1,1 +1,99 @@
-//! verb
+//! One file per OpenNebula verb: a request becomes calls of the rooms below and one answer. Here, and
+//! in `cli`, errors are `anyhow`: gerund context outside, typed facts inside, the class found again.
+
+pub mod datastore;
+
+use crate::config::Settings;
+use crate::data::DataError;
+use crate::engine::EngineError;
+use crate::image::{ImageError, Qemu};
+use crate::lock::{JobId, LockError};
+use crate::one::{DatastoreDoc, OneError};
+use crate::sdm::{Domain, Job, Jobs, SdmError};
+use crate::sys::{Class, ToolError, Tools};
+use std::time::Duration;
+
+/// What every verb gets, besides its request.
+pub struct Ctx<'a> {
+    pub settings: &'a Settings,
+    pub tools: &'a Tools,
+    pub jobs: &'a Jobs,
+    /// The id of this request, and whether the caller gave it (then the answer may be on record).
+    pub job: JobId,
+    pub repeatable: bool,
+    /// Opens a datastore's domain for changing it.
+    pub open: &'a dyn Fn(&DatastoreDoc) -> Result<Domain, SdmError>,
+}
+
+impl<'a> Ctx<'a> {
+    /// `qemu-img` for a job.
+    pub fn qemu(&'a self, job: &'a Job) -> Qemu<'a> {
+        let day = Duration::from_secs(24 * 3600);
+        Qemu {
+            tools: self.tools,
+            cancel: job.cancel(),
+            deadline: self.settings.tool_deadline.max(day),
+            inherit: &[],
+        }
+    }
+}
+
+/// A failure that a verb itself finds.
+#[derive(Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    pub class: Class,
+    pub text: String,
+}
+
+/// Builds a refusal: what, on what object, why, and the next step.
+pub fn refuse(class: Class, text: impl Into<String>) -> anyhow::Error {
+    Refusal { class, text: text.into() }.into()
+}
+
+/// The class of a failure: that of the innermost error that has one.
+pub fn class_of(e: &anyhow::Error) -> Class {
+    e.chain()
+        .find_map(|c| {
+            None.or_else(|| c.downcast_ref::<Refusal>().map(|e| e.class))
+                .or_else(|| c.downcast_ref::<SdmError>().map(SdmError::class))
+                .or_else(|| c.downcast_ref::<LockError>().map(LockError::class))
+                .or_else(|| c.downcast_ref::<EngineError>().map(EngineError::class))
+                .or_else(|| c.downcast_ref::<ImageError>().map(ImageError::class))
+                .or_else(|| c.downcast_ref::<DataError>().map(DataError::class))
+                .or_else(|| c.downcast_ref::<OneError>().map(OneError::class))
+                .or_else(|| c.downcast_ref::<ToolError>().map(ToolError::class))
+                .or_else(|| {
+                    c.downcast_ref::<crate::config::ConfigError>().map(crate::config::ConfigError::class)
+                })
+                .or_else(|| c.downcast_ref::<std::io::Error>().map(Class::of_io))
+        })
+        .unwrap_or(Class::Internal)
+}
+
+/// The whole chain in one line, a cause that only repeats what was said left out.
+pub fn one_line(e: &anyhow::Error) -> String {
+    let mut out = String::new();
+    for cause in e.chain().map(ToString::to_string) {
+        if out.is_empty() {
+            out = cause;
+        } else if !out.ends_with(&cause) {
+            out = format!("{out}: {cause}");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context as _;
+
+    #[test]
+    fn the_class_is_found_below_the_context() {
+        let e = Err::<(), _>(SdmError::from(LockError::Busy(crate::lock::LeaseId::Domain)));
+        let e = e.context("copying image 7").unwrap_err();
+        assert_eq!(class_of(&e), Class::Busy);
+        assert_eq!(one_line(&e), "copying image 7: domain metadata is locked by another job");
+    }
+}

@@ -1,0 +1,228 @@
+//! `onesdm domain` and `onesdm lock show`.
+
+use super::World;
+use super::garbage::all_known;
+use crate::cli::render;
+use crate::engine::Capabilities;
+use crate::lock::{JobId, LeaseId};
+use crate::sdm::{Domain, known, settle, work};
+use crate::sys::{Class, fs::Dir, user};
+use crate::verb::refuse;
+use anyhow::{Context as _, Result};
+use clap::ArgMatches;
+use serde_json::{json, to_value};
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+/// The directory an argument names: a path, a datastore's number, or a domain's id.
+fn path_of(w: &World, arg: &OsStr) -> Result<PathBuf> {
+    let text = arg.to_string_lossy();
+    if text.contains('/') || Path::new(arg).is_dir() {
+        return Ok(arg.into());
+    }
+    let known = all_known(w);
+    let by_number = known.iter().find(|(id, _)| *id == text);
+    let found = by_number.or_else(|| known.iter().find(|(_, k)| k.domain.to_string() == text));
+    if let Some((_, k)) = found {
+        return Ok(k.path.clone());
+    }
+    let below = w.paths.datastores.join(arg);
+    if text.bytes().all(|b| b.is_ascii_digit()) && below.is_dir() {
+        return Ok(below);
+    }
+    Err(refuse(
+        Class::NotFound,
+        format!("{text:?} is no directory, no datastore's number and no known domain's id"),
+    ))
+}
+
+/// The domains named on the command line; without any, all this host knows.
+pub fn named(w: &World, m: &ArgMatches, arg: &str) -> Result<Vec<Domain>> {
+    let given: Vec<&OsString> = m.get_many::<OsString>(arg).into_iter().flatten().collect();
+    let paths: Vec<PathBuf> = if given.is_empty() {
+        all_known(w).into_iter().map(|(_, k)| k.path).collect()
+    } else {
+        given.into_iter().map(|a| path_of(w, a)).collect::<Result<_>>()?
+    };
+    paths
+        .into_iter()
+        .map(|path| Domain::inspect(&path).with_context(|| format!("opening {}", path.display())))
+        .collect()
+}
+
+pub fn run(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
+    let Some((verb, m)) = m.subcommand() else { return Ok(Class::Usage.status()) };
+    if verb == "list" {
+        return list(w, as_json);
+    }
+    let arg = m.get_one::<OsString>("domain").cloned().unwrap_or_default();
+    let path = path_of(w, &arg)?;
+    user::become_owner(&path).with_context(|| format!("becoming the owner of {}", path.display()))?;
+    match verb {
+        "init" => {
+            let d = Domain::init_dir(&path).with_context(|| format!("making {} a domain", path.display()))?;
+            tell(as_json, &d)
+        }
+        "show" => show(&path, as_json),
+        "adopt" => {
+            let d = Domain::inspect(&path)?;
+            d.adopt(m.get_flag("new-id")).with_context(|| format!("adopting {}", path.display()))?;
+            for (id, k) in all_known(w) {
+                if k.path == path {
+                    known::forget(&w.paths.state, &id).context("forgetting the datastore's old domain")?;
+                }
+            }
+            tell(as_json, &Domain::open_dir(&path)?)
+        }
+        _ => remove(w, &path, as_json),
+    }
+}
+
+fn tell(as_json: bool, d: &Domain) -> Result<u8> {
+    if as_json {
+        render::json(&d.header)?;
+    } else {
+        render::print(&format!("{}: domain {}, format {}", d.place, d.header.id, d.header.format))?;
+    }
+    Ok(0)
+}
+
+fn list(w: &World, as_json: bool) -> Result<u8> {
+    let known = all_known(w);
+    let state = |k: &known::Known| match Domain::open_dir(&k.path) {
+        Ok(d) if d.header.id == k.domain => "ok".to_owned(),
+        Ok(d) => format!("is domain {} now", d.header.id),
+        Err(e) => e.to_string(),
+    };
+    if as_json {
+        let docs: Result<Vec<_>> = known
+            .iter()
+            .map(|(id, k)| {
+                let mut doc = to_value(k)?;
+                doc["datastore"] = json!(id);
+                doc["state"] = json!(state(k));
+                Ok(doc)
+            })
+            .collect();
+        render::json(&docs?)?;
+    } else {
+        let rows: Vec<Vec<String>> = known
+            .iter()
+            .map(|(id, k)| vec![id.clone(), k.domain.to_string(), k.path.display().to_string(), state(k)])
+            .collect();
+        render::print(&render::table(&["DATASTORE", "DOMAIN", "DIRECTORY", "STATE"], &rows))?;
+    }
+    Ok(0)
+}
+
+/// Capabilities, found by doing in a staging area that is removed again.
+pub fn capabilities(d: &Domain) -> Result<Capabilities> {
+    let owner = work::own(d, JobId::generate())?;
+    d.engine.begin(&owner)?;
+    let caps = d.engine.capabilities(&owner);
+    d.engine.end(&owner)?;
+    Ok(caps?)
+}
+
+fn show(path: &Path, as_json: bool) -> Result<u8> {
+    let d = Domain::inspect(path)?;
+    let usable = d.usable();
+    let caps = if usable.is_ok() { to_value(capabilities(&d)?)? } else { serde_json::Value::Null };
+    let usage = d.engine.usage()?;
+    let state = usable.err().map_or("ok".to_owned(), |e| e.to_string());
+    if as_json {
+        let header = to_value(&d.header)?;
+        render::json(
+            &json!({ "place": d.place, "header": header, "state": state, "usage": usage, "capabilities": caps }),
+        )?;
+        return Ok(0);
+    }
+    let h = &d.header;
+    let mut text = format!(
+        "domain    {}\nplace     {}\nformat    {}\nengine    {}\nlocks     {}\ncreated   {}\nstate     {state}\n",
+        h.id, d.place, h.format, h.engine, h.lock, h.created
+    );
+    text += &format!("space     {} free of {}\n", usage.free, usage.total);
+    if let Some(caps) = caps.as_object() {
+        let can: Vec<&str> =
+            caps.iter().filter(|(_, v)| **v == json!(true)).map(|(k, _)| k.as_str()).collect();
+        text += &format!("can       {}\n", can.join(", "));
+    }
+    render::print(&text)?;
+    Ok(0)
+}
+
+/// Takes the area away when it holds nothing that anybody needs.
+fn remove(w: &World, path: &Path, as_json: bool) -> Result<u8> {
+    let d = Domain::open_dir(path)?;
+    let busy = d.engine.jobs()?.len();
+    let dead = d.engine.dead()?.len();
+    if busy + dead > 0 {
+        let text = format!(
+            "{}: {busy} jobs and {dead} tombstones are left; run `onesdm gc --short {}` first",
+            d.place, d.place
+        );
+        return Err(refuse(Class::Refused, text));
+    }
+    let lock = crate::lock::domain_lock(&*d.locks, w.jobs.waits.lock, &w.jobs.cancel)?;
+    let root = Dir::open(path).context("opening the directory")?;
+    root.remove_tree(OsStr::new(crate::engine::file::AREA)).context("removing the area")?;
+    root.sync().context("flushing the directory")?;
+    drop(lock);
+    for (id, k) in all_known(w) {
+        if k.path == path {
+            known::forget(&w.paths.state, &id).context("forgetting the datastore")?;
+        }
+    }
+    let place = &d.place;
+    if as_json {
+        render::json(&json!({ "removed": place }))?;
+    } else {
+        render::print(&format!("{place} is no domain any more"))?;
+    }
+    Ok(0)
+}
+
+/// Who holds what: living jobs and their objects, by the locks; the records only name them.
+pub fn locks(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
+    let Some((_, m)) = m.subcommand() else { return Ok(Class::Usage.status()) };
+    let mut rows = Vec::new();
+    let mut docs = Vec::new();
+    for domain in named(w, m, "domain")? {
+        let mut add = |what: String, who: String| {
+            docs.push(json!({ "domain": domain.place, "lease": what, "holder": who }));
+            rows.push(vec![domain.place.clone(), what, who]);
+        };
+        if domain.locks.is_held(&LeaseId::Domain)? {
+            add(LeaseId::Domain.to_string(), "unknown".to_owned());
+        }
+        for job in domain.engine.jobs()? {
+            if !domain.locks.is_held(&LeaseId::Owner(job))? {
+                continue;
+            }
+            let who = settle::intent_of(&domain, job)?.map_or_else(
+                || format!("job {job}"),
+                |i| {
+                    format!(
+                        "job {job}, {} on {}, pid {}, since {}",
+                        i.who.verb, i.who.host, i.who.pid, i.who.since
+                    )
+                },
+            );
+            let targets = settle::intent_of(&domain, job)?.map(|i| i.targets).unwrap_or_default();
+            add(LeaseId::Owner(job).to_string(), who.clone());
+            for t in targets {
+                let id = LeaseId::Slab(t.to_string());
+                if domain.locks.is_held(&id)? {
+                    add(id.to_string(), who.clone());
+                }
+            }
+        }
+    }
+    if as_json {
+        render::json(&docs)?;
+    } else {
+        render::print(&render::table(&["DOMAIN", "LEASE", "HOLDER"], &rows))?;
+    }
+    Ok(0)
+}

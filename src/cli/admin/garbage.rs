@@ -1,0 +1,149 @@
+//! `onesdm gc` and `onesdm check`.
+
+use super::World;
+use super::domain::named;
+use crate::cli::render;
+use crate::engine::{Kind, Place};
+use crate::image;
+use crate::lock::JobId;
+use crate::sdm::check::{Problem, check as invariants};
+use crate::sdm::gc::{self, Action, Finding};
+use crate::sdm::job::Topic;
+use crate::sdm::{Domain, known, settle};
+use crate::sys::{Class, user};
+use anyhow::{Context as _, Result};
+use clap::ArgMatches;
+use serde_json::{Value, json};
+
+pub fn collect(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
+    let policy = gc::Policy { short: m.get_flag("short"), ..w.gc_policy() };
+    let mut docs = Vec::new();
+    let mut text = String::new();
+    let mut failed = false;
+    for domain in &named(w, m, "domain")? {
+        domain.usable()?;
+        if m.get_flag("reconcile") {
+            let names = unacknowledged(domain)?;
+            docs.push(json!({ "domain": domain.place, "unacknowledged": names }));
+            text += &names.iter().map(|n| format!("{}/{n}\n", domain.place)).collect::<String>();
+        } else if m.get_flag("plan") {
+            let plan = gc::plan(domain, &policy)?;
+            text += &shown(&domain.place, &plan);
+            docs.push(json!({ "domain": domain.place, "plan": plan }));
+        } else {
+            user::become_owner(domain.place.as_ref()).context("becoming the owner of the domain")?;
+            let topic =
+                Topic { verb: "gc".into(), domain: domain.place.clone(), quiet: true, ..Topic::default() };
+            let job = w.jobs.start(JobId::generate(), topic);
+            match gc::collect(domain, &job, &policy) {
+                Ok(report) => {
+                    job.succeed();
+                    failed |= !report.errors.is_empty();
+                    text += &shown(&domain.place, &report.done);
+                    text += &report.errors.iter().map(|e| format!("not done: {e}\n")).collect::<String>();
+                    docs.push(json!({ "domain": domain.place, "report": report }));
+                }
+                Err(e) => {
+                    job.fail(e.class(), &e.to_string());
+                    return Err(e).with_context(|| format!("collecting {}", domain.place));
+                }
+            }
+        }
+    }
+    if as_json {
+        render::json(&docs)?;
+    } else {
+        render::print(if text.is_empty() { "no garbage" } else { &text })?;
+    }
+    Ok(if failed { Class::Internal.status() } else { 0 })
+}
+
+fn shown(place: &str, findings: &[Finding]) -> String {
+    let line = |f: &Finding| {
+        let action = match f.action {
+            Action::Undo => "undo",
+            Action::Finish => "finish",
+            Action::Delete => "delete",
+            Action::Release => "release",
+            Action::Forget => "forget",
+            Action::Stay => "stays",
+        };
+        format!("{place}: {action} {} ({}): {}\n", f.what, f.bytes, f.why)
+    };
+    findings.iter().map(line).collect()
+}
+
+/// Images whose making nobody acknowledged: published by a job of ours, and no later request named them.
+fn unacknowledged(domain: &Domain) -> Result<Vec<String>> {
+    let mut out = Vec::new();
+    for o in domain.engine.list(None)? {
+        if let Place::Public(name) = o.place
+            && let Some(made) = settle::made_by(domain, &name)?
+        {
+            out.push(format!(
+                "{name} (by {} {} on {}, {})",
+                made.who.verb, made.job, made.who.host, made.who.since
+            ));
+        }
+    }
+    Ok(out)
+}
+
+/// Every broken rule: of the domains, and of the images in them.
+pub fn check(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
+    let deep = m.get_flag("deep");
+    let mut docs: Vec<Value> = Vec::new();
+    let mut text = String::new();
+    let mut bad = 0;
+    for domain in named(w, m, "domain")? {
+        let mut problems = invariants(&domain).with_context(|| format!("checking {}", domain.place))?;
+        images(w, &domain, deep, &mut problems)?;
+        bad += problems.len();
+        for p in &problems {
+            text += &format!("{}: {} {}: {}\n", domain.place, p.rule, p.object, p.detail);
+        }
+        docs.push(json!({ "domain": domain.place, "problems": problems }));
+    }
+    if as_json {
+        render::json(&docs)?;
+    } else {
+        render::print(if text.is_empty() { "no broken rule" } else { &text })?;
+    }
+    Ok(if bad > 0 { Class::Integrity.status() } else { 0 })
+}
+
+/// What is visible is complete; companions have their image.
+fn images(w: &World, domain: &Domain, deep: bool, problems: &mut Vec<Problem>) -> Result<()> {
+    let day = std::time::Duration::from_secs(24 * 3600);
+    let qemu = image::Qemu { tools: &w.tools, cancel: &w.jobs.cancel, deadline: day, inherit: &[] };
+    let all = domain.engine.list(None)?;
+    let is_there = |n: &str| all.iter().any(|o| matches!(&o.place, Place::Public(p) if p.as_str() == n));
+    for o in &all {
+        let Place::Public(name) = &o.place else { continue };
+        let companion_of = [".snap", ".md5sum"].iter().find_map(|s| name.as_str().strip_suffix(s));
+        if let Some(image) = companion_of {
+            if !is_there(image) {
+                let detail = format!("its image {image} does not exist");
+                problems.push(Problem { rule: "orphan", object: name.to_string(), detail });
+            }
+            continue;
+        }
+        if !matches!(o.kind, Kind::File | Kind::Link(_)) {
+            continue;
+        }
+        let path = domain.engine.attach(&o.place, crate::engine::Access::Read)?.path;
+        if path.is_file() {
+            for f in image::check(&path, None, deep.then_some(&qemu))? {
+                if f.severity == image::Severity::Broken {
+                    problems.push(Problem { rule: "incomplete", object: name.to_string(), detail: f.what });
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Everything this host knows, for commands without an argument.
+pub fn all_known(w: &World) -> Vec<(String, known::Known)> {
+    known::all(&w.paths.state)
+}

@@ -1,0 +1,142 @@
+//! Puts the rooms together for one process: settings, state directories, tools, signals. The only
+//! place that chooses implementations.
+
+use super::invocation::Invocation;
+use super::render;
+use super::table::{Meets, Verb};
+use crate::config::{Config, Env, Inputs, Paths};
+use crate::lock::JobId;
+use crate::obs::journal;
+use crate::obs::jsonl::Log;
+use crate::one::{DatastoreDoc, DsCall, DsDump, DsRequest};
+use crate::sdm::job::{Topic, Waits};
+use crate::sdm::{Jobs, SdmError, gc, known};
+use crate::sys::{Cancel, Class, Tool, Tools, signal, user};
+use crate::verb::{self, Ctx, refuse};
+use anyhow::{Context as _, Result};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What every command needs, made once.
+pub struct World {
+    pub config: Config,
+    pub paths: Paths,
+    pub jobs: Jobs,
+    pub tools: Tools,
+}
+
+impl World {
+    pub fn new(env: &Env, attributes: BTreeMap<String, String>, set: Vec<(String, String)>) -> Result<World> {
+        let config =
+            Config::load(&Inputs { env: env.clone(), attributes, set }).context("reading the settings")?;
+        let s = &config.settings;
+        let paths = writable(&s.paths);
+        let cancel = Cancel::default();
+        signal::on_stop(&cancel, s.cancel.grace, Class::Cancelled.status())
+            .context("watching for signals")?;
+        let log = |path: PathBuf| Log { path, max_size: s.log.max_size.0, keep: s.log.keep };
+        let jobs = Jobs {
+            run: paths.run.join("job"),
+            events: log(paths.log.clone()),
+            history: log(paths.state.join("history.jsonl")),
+            cancel,
+            waits: Waits { lock: s.lock.wait, grace: s.cancel.grace },
+        };
+        let tools = Tools::new(overrides(&s.tools)?).context("looking for tools")?;
+        Ok(World { config, paths, jobs, tools })
+    }
+
+    pub fn gc_policy(&self) -> gc::Policy {
+        let s = &self.config.settings;
+        gc::Policy {
+            trash_keep: s.trash_keep,
+            done_max: usize::try_from(s.job.done_max).unwrap_or(usize::MAX),
+            done_age: Duration::from_secs(u64::from(s.job.done_days) * 24 * 3600),
+            short: false,
+        }
+    }
+
+    /// Runs a datastore verb as a job.
+    pub fn run(&self, def: &Verb, id: JobId, repeatable: bool, req: &DsRequest) -> Result<String> {
+        let run = def.run.ok_or_else(|| refuse(Class::Unsupported, "not supported yet"))?;
+        let s = &self.config.settings;
+        let open = |ds: &DatastoreDoc| {
+            let dir = ds.dir();
+            user::become_owner(&dir).map_err(|source| SdmError::Io { what: ds.base_path.clone(), source })?;
+            known::open(&self.paths.state, Some(&ds.id.to_string()), &dir)
+        };
+        let ctx = Ctx { settings: s, tools: &self.tools, jobs: &self.jobs, job: id, repeatable, open: &open };
+        let topic = Topic {
+            verb: def.name.to_owned(),
+            domain: req.datastore.base_path.clone(),
+            quiet: def.meets == Meets::Reads,
+            ..Topic::default()
+        };
+        let job = self.jobs.start(id, topic);
+        if let Some(limit) = s.verb_deadline {
+            signal::deadline(limit, &self.jobs.cancel, s.cancel.grace, Class::Timeout.status());
+        }
+        match run(&ctx, req, &job) {
+            Ok(answer) => {
+                job.succeed();
+                Ok(answer)
+            }
+            Err(e) => {
+                job.fail(verb::class_of(&e), &verb::one_line(&e));
+                Err(e)
+            }
+        }
+    }
+}
+
+/// A verb as oned calls it: the message on stdin or as an argument, of either generation.
+pub fn datastore_verb(env: &Env, def: &Verb, call: &Invocation) -> Result<String> {
+    journal::start();
+    let message = DsCall::from(&call.args, std::io::stdin().lock())?;
+    let dump = DsDump::parse(&message.dump)?;
+    let world = World::new(env, dump.attributes(), call.set.clone())?;
+    for w in world.config.warnings() {
+        render::log("WARN", def.name, w);
+    }
+    let req = dump.request(&world.config.settings.paths.datastores)?;
+    let (id, repeatable) = job_id(env, call.job.as_deref())?;
+    world.run(def, id, repeatable, &req)
+}
+
+/// The job's id: the command line's, the environment's, or a new one.
+pub fn job_id(env: &Env, given: Option<&str>) -> Result<(JobId, bool)> {
+    let given = given.map(str::to_owned).or_else(|| env.job_id.clone());
+    match given {
+        None => Ok((JobId::generate(), false)),
+        Some(text) => match text.parse() {
+            Ok(id) => Ok((id, true)),
+            Err(_) => Err(refuse(Class::Usage, format!("job id {text:?} is not a UUID"))),
+        },
+    }
+}
+
+/// Our state where the account may write it: the shared places, or its own home.
+fn writable(paths: &Paths) -> Paths {
+    let fits = |p: &Path| {
+        let first = p.ancestors().find(|a| a.exists());
+        first.is_some_and(user::may_write)
+    };
+    let home = paths.home.clone();
+    match home {
+        Some(home) if !(fits(&paths.run) && fits(&paths.state)) => paths.private(&home),
+        _ => paths.clone(),
+    }
+}
+
+fn overrides(named: &BTreeMap<String, PathBuf>) -> Result<BTreeMap<Tool, PathBuf>> {
+    let mut out = BTreeMap::new();
+    for (name, path) in named {
+        let is = |t: &&Tool| t.names().iter().any(|n| n.replace(['-', '.'], "_") == *name);
+        match Tool::ALL.iter().find(is) {
+            Some(tool) => drop(out.insert(*tool, path.clone())),
+            None => return Err(refuse(Class::Usage, format!("setting tools.{name}: no such tool"))),
+        }
+    }
+    Ok(out)
+}

@@ -1,0 +1,129 @@
+//! `clone`: a copy of an image of this or another datastore under a new name. *Named*. The source is
+//! leased shared to the end of the copy where it lies in a domain. Contract 2.4; defects B3, L2, P7.
+
+use super::{Ctx, Ds, disk_size};
+use crate::data;
+use crate::engine::Name;
+use crate::image::{self, Format};
+use crate::lock::{self, Mode, SlabLease};
+use crate::one::{self, DsRequest};
+use crate::sdm::{Domain, Job, SdmError, Work, settle};
+use crate::sys::{Bytes, Class};
+use crate::verb::refuse;
+use anyhow::{Context as _, Result};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// The image to copy: where tools find it, what it is, and what keeps it unchanged meanwhile.
+struct Original {
+    path: PathBuf,
+    file: File,
+    found: image::Probe,
+    _domain: Option<Domain>,
+    _lease: Option<SlabLease>,
+}
+
+pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
+    let ds = Ds::open(ctx, req, job)?;
+    if let Some(answer) = ds.recorded()? {
+        return Ok(answer);
+    }
+    let path = req.image()?.path.clone().unwrap_or_default();
+    let (name, place) = ds.new_name()?;
+    // Only the words of the request: the original may be gone when a repeat asks.
+    let wanted = req.datastore.driver.as_deref().and_then(Format::from_word);
+    let request = ds.request(&[&path, wanted.map_or("", Format::opennebula)]);
+    let (original, _leases) = if let Ok(source) = one::source_name(&req.datastore.base_path, &path) {
+        let source = Name::parse(source.as_str())?;
+        let leases = ds.lease(&[(&place, Mode::Exclusive), (&source, Mode::Shared)])?;
+        (own(&ds, &source)?, leases)
+    } else {
+        let original = foreign(&ds, &path)?;
+        let leases = ds.lease(&[(&place, Mode::Exclusive)])?;
+        (original, leases)
+    };
+    if let Some(made) = settle::made_by(&ds.domain, &place)?
+        && made.request == request
+    {
+        return Ok(made.answer);
+    }
+    let mut work = Work::begin(&ds.domain, job, std::slice::from_ref(&place))?;
+    let from = original.found.format;
+    // A chain, or another format, is read as the guest reads it; everything else byte for byte.
+    let to = wanted.unwrap_or(from);
+    let (slab, format) = if original.found.backing.is_some() || to.opennebula() != from.opennebula() {
+        let slab = ds.convert(&mut work, &original.path, from, to, disk_size(&original.found))?;
+        (slab, to)
+    } else {
+        let slab = work.file(Bytes(0))?;
+        let file = slab.file.as_ref().context("a staged file has no file")?;
+        let copied = data::copy(&original.file, file, ds.sparse_as_source(), &job.watch())
+            .with_context(|| format!("cloning {path}"))?;
+        job.method(copied.method.as_str());
+        (slab, from)
+    };
+    work.flush(&slab)?;
+    let answer = format!("{} {}", name.source(&req.datastore.base_path), format.opennebula());
+    let step = work.step_to(&slab, &place)?;
+    work.commit(&request, &answer, vec![step])?;
+    Ok(answer)
+}
+
+/// An image of this very datastore; its lease is taken by the caller.
+fn own(ds: &Ds<'_>, source: &Name) -> Result<Original> {
+    let object = ds.resolve(source)?;
+    let crate::engine::Place::Public(name) = &object.place else {
+        return Err(refuse(Class::Internal, format!("{source} leads to no public object")));
+    };
+    let path = ds.path(name)?;
+    let (file, found) = look(&path)?;
+    ds.known_chain(&path, &found)?;
+    Ok(Original { path, file, found, _domain: None, _lease: None })
+}
+
+/// An image elsewhere: of another datastore, whose lease is taken when it is a domain of ours.
+fn foreign(ds: &Ds<'_>, path: &str) -> Result<Original> {
+    let path: PathBuf = Path::new(path).components().collect();
+    let datastores = &ds.ctx.settings.paths.datastores;
+    let is_image = path.parent().and_then(Path::parent).is_some_and(|p| same_dir(p, datastores));
+    if !is_image {
+        let text =
+            format!("{} is not an image of a datastore below {}", path.display(), datastores.display());
+        return Err(refuse(Class::Refused, text));
+    }
+    let (dir, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
+    let domain = match Domain::open_dir(dir) {
+        Ok(d) => Some(d),
+        // A datastore that stock drivers serve takes no part in our locks.
+        Err(SdmError::NotADomain { .. }) => None,
+        Err(e) => return Err(e.into()),
+    };
+    let lease = match &domain {
+        Some(d) => {
+            let name = name.to_string_lossy();
+            let waits = ds.job.jobs.waits.lock;
+            lock::slab_leases(&*d.locks, &[(&*name, Mode::Shared)], waits, ds.job.cancel())?.pop()
+        }
+        None => None,
+    };
+    let (file, found) = look(&path)?;
+    ds.known_chain(&path, &found)?;
+    Ok(Original { path, file, found, _domain: domain, _lease: lease })
+}
+
+fn same_dir(a: &Path, b: &Path) -> bool {
+    let real = |p: &Path| p.canonicalize().unwrap_or_else(|_| p.to_owned());
+    a == b || real(a) == real(b)
+}
+
+fn look(path: &Path) -> Result<(File, image::Probe)> {
+    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    if !file.metadata().with_context(|| format!("looking at {}", path.display()))?.is_file() {
+        return Err(refuse(
+            Class::Unsupported,
+            format!("{} is not a file; it cannot be cloned", path.display()),
+        ));
+    }
+    let found = image::probe(&file)?;
+    Ok((file, found))
+}

@@ -1,0 +1,99 @@
+//! `cp`: takes an image into the datastore. *Named*: the name derives from the request, so a repeat
+//! finds what it made. Fetch, verify, decompress, judge, convert, flush, publish; nothing is visible
+//! before the last step. Contract 2.4; seed 002.
+
+use super::{Ctx, Ds, disk_size};
+use crate::data::{Source, archive, fetch};
+use crate::image::{self, Format, probe};
+use crate::lock::Mode;
+use crate::one::{self, BlockDevices, DirPolicy, DsRequest, ImagePath};
+use crate::sdm::work::Slab;
+use crate::sdm::{Job, Work, settle};
+use crate::sys::{Bytes, Class};
+use crate::verb::refuse;
+use anyhow::{Context as _, Result};
+use std::os::unix::fs::FileExt as _;
+
+/// Files in an archive; more is no image but an attack or a mistake.
+const MAX_ENTRIES: u64 = 1_000_000;
+
+pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
+    super::offered(req)?;
+    let path = req.image()?.path.clone().unwrap_or_default();
+    let from = one::image_path(&path)?;
+    let opts = super::fetch_options(ctx, req)?;
+    let source = open(ctx, req, &from)?;
+
+    let ds = Ds::open(ctx, req, job)?;
+    if let Some(answer) = ds.recorded()? {
+        return Ok(answer);
+    }
+    let (name, place) = ds.new_name()?;
+    let _lease = ds.lease(&[(&place, Mode::Exclusive)])?;
+    let digests: Vec<&str> = opts.digests.iter().map(crate::data::Expected::hex).collect();
+    let target = req.target_format().unwrap_or_default();
+    let request =
+        ds.request(&[&path, &digests.join(" "), target, if opts.decompress { "" } else { "as it is" }]);
+    if let Some(made) = settle::made_by(&ds.domain, &place)?
+        && made.request == request
+    {
+        return Ok(made.answer);
+    }
+
+    let mut work = Work::begin(&ds.domain, job, std::slice::from_ref(&place))?;
+    let slab = work.file(Bytes(0))?;
+    let file = slab.file.as_ref().context("a staged file has no file")?;
+    let fetched = fetch::fetch(&source, file, &opts, &job.watch())
+        .with_context(|| format!("copying {} into datastore {}", from.shown(), req.datastore.id))?;
+    job.method(fetched.method.as_str());
+    let (slab, format) = shape(&ds, &mut work, slab, opts.decompress)
+        .with_context(|| format!("taking {} into datastore {}", from.shown(), req.datastore.id))?;
+    work.flush(&slab)?;
+    let answer = format!("{} {format}", name.source(&req.datastore.base_path));
+    let step = work.step_to(&slab, &place)?;
+    work.commit(&request, &answer, vec![step])?;
+    Ok(answer)
+}
+
+/// The source, opened and checked where it really is.
+fn open(ctx: &Ctx<'_>, req: &DsRequest, from: &ImagePath) -> Result<Source> {
+    match from {
+        ImagePath::Http(url) => Ok(Source::Http(url.clone())),
+        ImagePath::Local(path) => {
+            let restricted = ctx.settings.paths.restricted();
+            let policy = DirPolicy::new(&restricted, &req.datastore, BlockDevices::Allow);
+            let file = one::open_checked(path, &policy)?;
+            if file.metadata().context("looking at the source")?.is_dir() {
+                let text = format!("{} is a directory; give a disk image or an archive", path.display());
+                return Err(refuse(Class::Usage, text));
+            }
+            Ok(Source::File(file))
+        }
+    }
+}
+
+/// What was fetched becomes what is stored: an archive a directory, a foreign format the datastore's.
+/// Answers the slab to publish and the word for its format.
+fn shape(ds: &Ds<'_>, work: &mut Work<'_>, slab: Slab, unpack: bool) -> Result<(Slab, &'static str)> {
+    let file = slab.file.as_ref().context("a staged file has no file")?;
+    let mut head = [0; archive::HEAD];
+    let n = file.read_at(&mut head, 0).context("reading the head of the image")?;
+    if unpack && let Some(kind) = archive::kind(&head[..n]) {
+        let dir = work.dir()?;
+        ds.job.phase("unpacking");
+        let limits = archive::Limits { entries: MAX_ENTRIES, bytes: ds.admit().max_size.0 };
+        archive::unpack(kind, file, &dir.path, limits, &ds.job.watch()).context("unpacking the archive")?;
+        ds.job.method("unpack");
+        return Ok((dir, "dir"));
+    }
+    let found = probe(file)?;
+    image::admit(&found, &ds.admit())?;
+    let wanted = ds.req.target_format().and_then(Format::from_word);
+    match wanted {
+        Some(to) if to.opennebula() != found.format.opennebula() => {
+            let slab = ds.convert(work, &slab.path, found.format, to, disk_size(&found))?;
+            Ok((slab, to.opennebula()))
+        }
+        _ => Ok((slab, found.format.opennebula())),
+    }
+}

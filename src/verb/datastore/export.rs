@@ -1,0 +1,40 @@
+//! `export`: what a marketplace needs to take an image: source, digest, size, format. Reads the whole
+//! image for its MD5, under a shared lease. Contract 2.4.
+
+use super::{Ctx, Ds};
+use crate::data;
+use crate::image::probe;
+use crate::lock::Mode;
+use crate::one::DsRequest;
+use crate::sdm::Job;
+use crate::sys::Class;
+use crate::verb::refuse;
+use anyhow::{Context as _, Result};
+use std::fs::File;
+
+pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
+    let ds = Ds::open(ctx, req, job)?;
+    let (name, place) = ds.source()?;
+    let _lease = ds.lease(&[(&place, Mode::Shared)])?;
+    let object = ds.resolve(&place)?;
+    let crate::engine::Place::Public(real) = &object.place else {
+        return Err(refuse(Class::Internal, format!("{name} leads to no public object")));
+    };
+    let file = File::open(ds.path(real)?).with_context(|| format!("opening image {name}"))?;
+    let format = probe(&file)?.format.opennebula();
+    let md5 = data::digest_of(&file, data::Algo::Md5, &job.watch())
+        .with_context(|| format!("reading image {name}"))?;
+    let source = cdata(&name.source(&req.datastore.base_path));
+    let size = req.image()?.size.unwrap_or(object.size).as_mib_up();
+    Ok(format!(
+        "<IMPORT_INFO><IMPORT_SOURCE>{source}</IMPORT_SOURCE><MD5>{}</MD5><SIZE>{}</SIZE>\
+         <FORMAT>{}</FORMAT><DISPOSE>NO</DISPOSE></IMPORT_INFO>",
+        cdata(&md5),
+        cdata(&size.to_string()),
+        cdata(format)
+    ))
+}
+
+fn cdata(text: &str) -> String {
+    format!("<![CDATA[{}]]>", text.replace("]]>", "]]]]><![CDATA[>"))
+}

@@ -1,0 +1,42 @@
+//! `monitor`: used, total and free MiB of the file system below a datastore, as `df` counts them.
+//! Takes no lock, needs no domain, starts no process. Contract 5.1, defect E1.
+
+use super::Ctx;
+use crate::one::DsRequest;
+use crate::sdm::Job;
+use crate::sys::fs::Dir;
+use crate::sys::{Bytes, Class};
+use crate::verb::refuse;
+use anyhow::{Context as _, Result};
+
+pub fn run(_ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
+    let ds = &req.datastore;
+    if !ds.bridge_list.is_empty() || ds.is_block() {
+        super::offered(req)?;
+    }
+    job.object(&ds.id.to_string());
+    let path = ds.dir();
+    let dir = match Dir::open(&path) {
+        // Stock drivers make it; we only do where its parent shows that nothing is unmounted.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            make(&path).with_context(|| format!("making the directory of datastore {}", ds.id))?
+        }
+        d => d.with_context(|| format!("opening {} of datastore {}", path.display(), ds.id))?,
+    };
+    let (total, free, used) =
+        dir.space().with_context(|| format!("asking for the space below {}", path.display()))?;
+    let mib = |n| Bytes(n).as_mib_up();
+    Ok(format!("USED_MB={}\nTOTAL_MB={}\nFREE_MB={}", mib(used), mib(total), mib(free)))
+}
+
+fn make(path: &std::path::Path) -> Result<Dir> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(refuse(Class::Usage, "it has no parent"));
+    };
+    let parent = Dir::open(parent)?;
+    match parent.mkdir(name, 0o777, false) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e.into()),
+        _ => {}
+    }
+    Ok(parent.sub(std::path::Path::new(name))?)
+}

@@ -1,0 +1,20 @@
+//! `rm`: removes an image with its snapshots and its cached digest. *State*: what is already gone is
+//! no error. It outranks a job that is making the image. Contract 2.4, defects E4 and S10.
+
+use super::{Ctx, Ds};
+use crate::lock::Mode;
+use crate::one::DsRequest;
+use crate::sdm::{Job, remove};
+use anyhow::{Context as _, Result};
+
+pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
+    let ds = Ds::open(ctx, req, job)?;
+    let (name, place) = ds.source()?;
+    let names = [place.clone(), place.with_suffix(".snap")?, place.with_suffix(".md5sum")?];
+    remove::outrank(&ds.domain, job, &names)?;
+    let _lease = ds.lease(&[(&place, Mode::Exclusive)])?;
+    ds.not_in_use(&ds.chain_names(&place)?)?;
+    remove::remove(&ds.domain, job, &names, &ds.request(&[place.as_str()]))
+        .with_context(|| format!("removing image {name} from datastore {}", req.datastore.id))?;
+    Ok(String::new())
+}

@@ -1,0 +1,308 @@
+//! Snapshots of an image that no VM uses: `snap_delete` (*state*), `snap_revert` and `snap_flatten`
+//! (*again*: what they displace is kept for a while). Whether snapshots are copies or a qcow2 chain is
+//! decided by what is there, never by a driver's name. Contract 2.4; defects B5, D3, D16, D18.
+
+use super::{Ctx, Ds, disk_size};
+use crate::data::{self, Sparse};
+use crate::engine::{Kind, Name, Place};
+use crate::image::{self, Format, Rebase, probe};
+use crate::lock::{Mode, SlabLease};
+use crate::one::DsRequest;
+use crate::sdm::record::Step;
+use crate::sdm::work::Slab;
+use crate::sdm::{Job, Work, remove};
+use crate::sys::{Bytes, Class, fs};
+use crate::verb::refuse;
+use anyhow::{Context as _, Result};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// The image and the snapshot a request is about, leased for changing.
+struct Snap<'a> {
+    ds: Ds<'a>,
+    image: Name,
+    dir: Name,
+    id: i64,
+    /// The file that holds the snapshot's content; `None` when there is no such snapshot.
+    file: Option<Name>,
+    layout: Layout,
+    _lease: Vec<SlabLease>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Layout {
+    /// Each snapshot is a whole copy.
+    Copies,
+    /// Each file builds on the one before; the disk's own writes go to this one.
+    Chain { active: Name },
+}
+
+pub fn delete(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
+    let s = Snap::open(ctx, req, job)?;
+    let Some(file) = &s.file else { return Ok(String::new()) };
+    let mut names = vec![s.dir.child(&s.id.to_string())?, s.dir.child(&format!("{}.current", s.id))?];
+    if !names.contains(file) {
+        names.insert(0, file.clone());
+    }
+    names.push(s.image.with_suffix(".md5sum")?);
+    match &s.layout {
+        Layout::Copies => {
+            remove::remove(&s.ds.domain, job, &names, &s.request())?;
+        }
+        Layout::Chain { active } if active == file => {
+            let text =
+                format!("snapshot {} of {} is the disk's current state; it cannot be deleted", s.id, s.image);
+            return Err(refuse(Class::Refused, text));
+        }
+        Layout::Chain { .. } => s.unchain(file, &names)?,
+    }
+    Ok(String::new())
+}
+
+pub fn revert(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
+    let s = Snap::open(ctx, req, job)?;
+    if s.ds.recorded()?.is_some() {
+        return Ok(String::new());
+    }
+    let file = s.there()?;
+    let mut work = Work::begin(&s.ds.domain, job, &s.touched()?)?;
+    let (slab, to) = match &s.layout {
+        Layout::Copies => {
+            // The object the name leads to is reverted; a link to it stays a link.
+            let Place::Public(to) = s.ds.resolve(&s.image)?.place else { return Err(s.no_image()) };
+            (s.copy(&mut work, file)?, to)
+        }
+        Layout::Chain { active } => (s.overlay(&mut work, file)?, active.clone()),
+    };
+    work.flush(&slab)?;
+    let step = work.step_to(&slab, &to)?;
+    s.commit(work, vec![step])
+}
+
+pub fn flatten(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
+    let s = Snap::open(ctx, req, job)?;
+    if s.ds.recorded()?.is_some() {
+        return Ok(String::new());
+    }
+    let file = s.there()?;
+    let mut work = Work::begin(&s.ds.domain, job, &s.touched()?)?;
+    let slab = match &s.layout {
+        // The snapshot itself becomes the image, under a second name until it does.
+        Layout::Copies => match work.adopt(file)? {
+            Some(slab) => slab,
+            None => s.copy(&mut work, file)?,
+        },
+        Layout::Chain { .. } => {
+            let path = s.ds.path(file)?;
+            let found = probe(&open(&path)?)?;
+            s.ds.known_chain(&path, &found)?;
+            s.ds.convert(&mut work, &path, found.format, Format::Qcow2, disk_size(&found))?
+        }
+    };
+    if slab.file.is_some() {
+        work.flush(&slab)?;
+    }
+    let mut steps = vec![work.step_to(&slab, &s.image)?];
+    steps.extend(work.step_bury(&s.dir, true)?);
+    s.commit(work, steps)
+}
+
+impl<'a> Snap<'a> {
+    fn open(ctx: &'a Ctx<'a>, req: &'a DsRequest, job: &'a Job) -> Result<Snap<'a>> {
+        let id = req.target_snapshot.filter(|id| *id >= 0);
+        let id =
+            id.ok_or_else(|| refuse(Class::Usage, "TARGET_SNAPSHOT is missing in the driver message"))?;
+        let ds = Ds::open(ctx, req, job)?;
+        let (_, image) = ds.source()?;
+        let dir = image.with_suffix(".snap")?;
+        let lease = ds.lease(&[(&image, Mode::Exclusive)])?;
+        let mut s = Snap { ds, image, dir, id, file: None, layout: Layout::Copies, _lease: lease };
+        s.file = s.find(id)?;
+        s.layout = s.layout()?;
+        s.ds.not_in_use(&s.ds.chain_names(&s.image)?)?;
+        Ok(s)
+    }
+
+    /// Where a snapshot's content is: in the file of its number, or where `.current` says since a live
+    /// delete of its parent.
+    fn find(&self, id: i64) -> Result<Option<Name>> {
+        let marker = self.dir.child(&format!("{id}.current"))?;
+        if self.ds.look(&marker)?.is_some_and(|o| o.kind == Kind::File && o.size.0 < 4096) {
+            let path = self.ds.path(&marker)?;
+            let text =
+                std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+            return Ok(Some(self.ds.inside(&marker, text.trim())?));
+        }
+        let name = self.dir.child(&id.to_string())?;
+        Ok(self.ds.look(&name)?.map(|_| name))
+    }
+
+    fn there(&self) -> Result<&Name> {
+        self.file.as_ref().ok_or_else(|| {
+            let text = format!("image {} has no snapshot {}; nothing was changed", self.image, self.id);
+            refuse(Class::NotFound, text)
+        })
+    }
+
+    fn no_image(&self) -> anyhow::Error {
+        refuse(Class::NotFound, format!("image {} does not exist", self.image))
+    }
+
+    /// The numbered files of the snapshot directory, in order.
+    fn numbered(&self) -> Result<Vec<(i64, Name, Kind)>> {
+        let mut out = Vec::new();
+        for o in self.ds.domain.engine.list(Some(&self.dir))? {
+            if let Place::Public(name) = o.place
+                && let Ok(n) = name.last().parse()
+            {
+                out.push((n, name, o.kind));
+            }
+        }
+        out.sort_by_key(|(n, ..)| *n);
+        Ok(out)
+    }
+
+    fn layout(&self) -> Result<Layout> {
+        let files = self.numbered()?;
+        let mut chained = false;
+        for (_, name, kind) in &files {
+            chained |= match kind {
+                Kind::Link(_) => true,
+                Kind::File => probe(&open(&self.ds.path(name)?)?).is_ok_and(|p| p.backing.is_some()),
+                _ => false,
+            };
+        }
+        Ok(match files.last() {
+            Some((_, active, _)) if chained => Layout::Chain { active: active.clone() },
+            _ => Layout::Copies,
+        })
+    }
+
+    /// What the commit touches, for rivals and the collector.
+    fn touched(&self) -> Result<Vec<Name>> {
+        Ok(vec![self.image.clone(), self.dir.clone(), self.image.with_suffix(".md5sum")?])
+    }
+
+    fn request(&self) -> String {
+        self.ds.request(&[self.image.as_str(), &self.id.to_string()])
+    }
+
+    /// The replica's cached digest is of content that is no more.
+    fn commit(&self, mut work: Work<'_>, mut steps: Vec<Step>) -> Result<String> {
+        steps.extend(work.step_bury(&self.image.with_suffix(".md5sum")?, false)?);
+        work.commit(&self.request(), "", steps)?;
+        Ok(String::new())
+    }
+
+    fn copy(&self, work: &mut Work<'_>, from: &Name) -> Result<Slab> {
+        let slab = work.file(Bytes(0))?;
+        let source = open(&self.ds.path(from)?)?;
+        let file = slab.file.as_ref().context("a staged file has no file")?;
+        let copied = data::copy(&source, file, Sparse::Keep, &self.ds.job.watch())
+            .with_context(|| format!("copying snapshot {} of {}", self.id, self.image))?;
+        self.ds.job.method(copied.method.as_str());
+        Ok(slab)
+    }
+
+    /// An empty layer over a snapshot.
+    fn overlay(&self, work: &mut Work<'_>, over: &Name) -> Result<Slab> {
+        let path = self.ds.path(over)?;
+        let found = probe(&open(&path)?)?;
+        self.ds.known_chain(&path, &found)?;
+        let slab = work.file(Bytes(0))?;
+        let backing = self.recorded_as(over);
+        let backing = Some((backing.as_os_str(), found.format));
+        let qemu = self.ds.ctx.qemu(self.ds.job);
+        qemu.create(&slab.path, Format::Qcow2, disk_size(&found), backing, &[])?;
+        Ok(slab)
+    }
+
+    /// How a layer names another: absolute, as the layouts of persistent images have it.
+    fn recorded_as(&self, name: &Name) -> PathBuf {
+        self.ds.req.datastore.dir().join(name.as_str())
+    }
+
+    /// Takes a file out of a chain: each file that builds on it gets what it had from it, in place and
+    /// in a way that can be interrupted and run again, then its names go.
+    fn unchain(&self, file: &Name, names: &[Name]) -> Result<()> {
+        let mut work = Work::begin(&self.ds.domain, self.ds.job, &self.touched()?)?;
+        let chain = image::chain(&self.ds.path(file)?)?;
+        let gone = chain.first().map(|l| (l.dev, l.ino));
+        let under = chain.get(1);
+        self.ds.job.phase("merging");
+        for (_, name, kind) in self.numbered()? {
+            let path = self.ds.path(&name)?;
+            if kind != Kind::File || &name == file {
+                continue;
+            }
+            if image::chain(&path)?.get(1).map(|l| (l.dev, l.ino)) != gone {
+                continue;
+            }
+            let opened = File::options().read(true).write(true).open(&path);
+            let opened = opened.with_context(|| format!("opening {}", path.display()))?;
+            let backing = under.map(|l| (l.path.as_os_str(), l.probe.format));
+            self.ds.ctx.qemu(self.ds.job).rebase(&path, Format::Qcow2, backing, Rebase::Safe)?;
+            fs::sync_file(&opened, &path).with_context(|| format!("flushing {}", path.display()))?;
+        }
+        let mut steps = Vec::new();
+        for name in names {
+            steps.extend(work.step_bury(name, false)?);
+        }
+        // The image itself stays, even when its first snapshot is a link to it.
+        steps.retain(|s| s.target() != &self.image);
+        work.commit(&self.request(), "", steps)?;
+        Ok(())
+    }
+}
+
+impl Ds<'_> {
+    /// The image, its snapshots and whatever file its name leads to.
+    pub(super) fn chain_names(&self, image: &Name) -> Result<Vec<Name>> {
+        let mut out = vec![image.clone()];
+        if let Some(o) = self.look(image)?
+            && matches!(o.kind, Kind::Link(_))
+            && let Place::Public(real) = self.resolve(image)?.place
+        {
+            out.push(real);
+        }
+        for o in self.domain.engine.list(Some(&image.with_suffix(".snap")?))? {
+            if let Place::Public(name) = o.place {
+                out.push(name);
+            }
+        }
+        Ok(out)
+    }
+
+    /// Refuses an image whose chain leaves the datastores: its header may come from a guest.
+    pub(super) fn known_chain(&self, path: &Path, found: &image::Probe) -> Result<()> {
+        if found.backing.is_none() && found.data_file.is_none() && found.extents.is_empty() {
+            return Ok(());
+        }
+        let real = |p: &Path| p.canonicalize().unwrap_or_else(|_| p.to_owned());
+        let roots = [real(&self.req.datastore.dir()), real(&self.ctx.settings.paths.datastores)];
+        let allowed = |p: &OsStr| {
+            let words = self.ctx.settings.image.allow.iter();
+            words.filter_map(|w| w.strip_prefix("backing:")).any(|w| OsStr::new(w) == p)
+        };
+        for link in image::chain(path)?.iter().skip(1) {
+            if !roots.iter().any(|r| link.real.starts_with(r)) && !allowed(link.real.as_os_str()) {
+                let (path, real) = (path.display(), link.real.display());
+                let text = format!(
+                    "{path} builds on {real}, outside the datastores; if that is meant, add \"backing:{real}\" to `image.allow`"
+                );
+                return Err(refuse(Class::Refused, text));
+            }
+        }
+        let own = image::Probe { backing: None, ..found.clone() };
+        Ok(image::admit(&own, &self.admit())?)
+    }
+
+    pub(super) fn sparse_as_source(&self) -> Sparse {
+        if self.req.datastore.sparse { Sparse::Keep } else { Sparse::Full }
+    }
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).with_context(|| format!("opening {}", path.display()))
+}
