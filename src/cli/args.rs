@@ -34,7 +34,6 @@ fn noun(name: &'static str, about: &'static str, verbs: impl IntoIterator<Item =
 
 /// The whole tree.
 pub fn tree() -> Command {
-    let job = || positional("job", "UUID of the job").required(true);
     Command::new("onesdm")
         .about("Storage drivers and storage domain manager for OpenNebula clouds")
         .long_about(
@@ -75,20 +74,7 @@ pub fn tree() -> Command {
                 .num_args(0..)
                 .value_parser(value_parser!(OsString)),
         )
-        .subcommand(noun(
-            "job",
-            "jobs of this host",
-            [
-                Command::new("list")
-                    .about("active jobs; with --all the finished ones, too")
-                    .arg(flag("all", "finished jobs, too")),
-                Command::new("show").about("one job").arg(job()),
-                Command::new("watch").about("follow one job to its end").arg(job()),
-                Command::new("cancel")
-                    .about("ask a job of this host to stop; it leaves nothing behind")
-                    .arg(job()),
-            ],
-        ))
+        .subcommand(jobs())
         .subcommand(
             Command::new("event")
                 .about("what happened on this host")
@@ -110,22 +96,7 @@ pub fn tree() -> Command {
                 .arg(domains()),
         )
         .subcommand(noun("lock", "locks", [Command::new("show").about("who holds what").arg(domains())]))
-        .subcommand(noun(
-            "domain",
-            "storage domains",
-            [
-                Command::new("init").about("make a directory a storage domain").arg(one_domain()),
-                Command::new("list").about("domains this host knows"),
-                Command::new("show").about("one domain and what its storage can do").arg(one_domain()),
-                Command::new("adopt")
-                    .about("say that a copied or restored domain is the real one")
-                    .arg(flag("new-id", "the original lives on: this copy becomes a domain of its own"))
-                    .arg(one_domain()),
-                Command::new("remove")
-                    .about("take our area out of a directory; refuses while there is work or garbage")
-                    .arg(one_domain()),
-            ],
-        ))
+        .subcommand(domain())
         .subcommand(noun(
             "image",
             "disk images",
@@ -147,6 +118,43 @@ pub fn tree() -> Command {
         .subcommand(super::install::command())
         .subcommand(super::doctor::command())
         .subcommand(super::generate::command())
+}
+
+fn jobs() -> Command {
+    let job = || positional("job", "UUID of the job").required(true);
+    noun(
+        "job",
+        "jobs of this host",
+        [
+            Command::new("list")
+                .about("active jobs; with --all the finished ones, too")
+                .arg(flag("all", "finished jobs, too")),
+            Command::new("show").about("one job").arg(job()),
+            Command::new("watch").about("follow one job to its end").arg(job()),
+            Command::new("cancel")
+                .about("ask a job of this host to stop; it leaves nothing behind")
+                .arg(job()),
+        ],
+    )
+}
+
+fn domain() -> Command {
+    noun(
+        "domain",
+        "storage domains",
+        [
+            Command::new("init").about("make a directory a storage domain").arg(one_domain()),
+            Command::new("list").about("domains this host knows"),
+            Command::new("show").about("one domain and what its storage can do").arg(one_domain()),
+            Command::new("adopt")
+                .about("say that a copied or restored domain is the real one")
+                .arg(flag("new-id", "the original lives on: this copy becomes a domain of its own"))
+                .arg(one_domain()),
+            Command::new("remove")
+                .about("take our area out of a directory; refuses while there is work or garbage")
+                .arg(one_domain()),
+        ],
+    )
 }
 
 /// `onesdm ds VERB`: a datastore verb with options in place of a driver message.

@@ -1,8 +1,6 @@
 //! All that is printed. To oned: the answer on stdout exactly, log lines of its protocol and at most
 //! one other line on stderr, which is what the user will read.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the only writer to stdout and stderr")]
-
 use crate::verb::one_line;
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -78,7 +76,10 @@ pub fn progress(line: &str) -> io::Result<()> {
 /// A panic is our bug; oned still gets one line and no trace.
 pub fn one_line_panics() {
     std::panic::set_hook(Box::new(|info| {
-        let what = info.payload_as_str().unwrap_or("unknown");
+        let p = info.payload();
+        let text =
+            p.downcast_ref::<&str>().copied().or_else(|| p.downcast_ref::<String>().map(String::as_str));
+        let what = text.unwrap_or("unknown");
         let at = info.location().map(ToString::to_string).unwrap_or_default();
         let text = format!("internal error at {at}: {what}; please report it");
         let _ = writeln!(io::stderr(), "{}", failure_line(&text));
