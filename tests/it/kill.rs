@@ -65,7 +65,7 @@ fn point(
     let check = || bed.onesdm(&["check"]).run().answer().map_err(|e| format!("check: {e}"));
     gc()?;
     check()?;
-    stage.oracle.between(&stage.before, &stage.after).map_err(|e| format!("after gc: {e}"))?;
+    stage.oracle.either(&stage.before, &stage.after).map_err(|e| format!("after gc: {e}"))?;
     swept(&bed)?;
     let again = scene.call(&stage).run();
     stage.done(&again).map_err(|e| format!("again: {e}\n{}", again.err()))?;
@@ -228,6 +228,7 @@ fn terminated_at_any_instant() {
             stage.oracle.between(&stage.before, &stage.after).unwrap_or_else(|e| panic!("{what}: {e}"));
             bed.onesdm(&["gc"]).run().ok();
             bed.onesdm(&["check"]).run().ok();
+            stage.oracle.either(&stage.before, &stage.after).unwrap_or_else(|e| panic!("{what}: {e}"));
             swept(&bed).unwrap_or_else(|e| panic!("{what}: {e}"));
         }
     }

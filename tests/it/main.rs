@@ -12,6 +12,7 @@
     reason = "tests stand outside the house: they start the program, read the environment and say what they saw"
 )]
 
+mod admin;
 mod bed;
 mod contract;
 mod deps;
@@ -25,6 +26,7 @@ mod layers;
 mod noshell;
 mod oned;
 mod oracle;
+mod race;
 mod replay;
 mod scenes;
 mod standin;

@@ -190,6 +190,12 @@ impl Oracle {
         Ok(())
     }
 
+    /// The whole is as one of two pictures has it: all that may be left once a collector was there.
+    pub fn either(&self, before: &Tree, after: &Tree) -> Result<(), String> {
+        self.compare(before)
+            .or_else(|old| self.compare(after).map_err(|new| format!("not old ({old}), not new ({new})")))
+    }
+
     fn fits(&self, path: &Path, node: &Node) -> Result<(), String> {
         let full = self.root.join(path);
         let meta = std::fs::symlink_metadata(&full).map_err(|e| e.to_string())?;
