@@ -14,10 +14,12 @@
 
 mod admin;
 mod bed;
+mod call;
 mod contract;
 mod deps;
 mod doc;
 mod exit0;
+mod failures;
 mod fsbed;
 mod full;
 mod guest;
