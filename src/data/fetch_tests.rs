@@ -158,6 +158,12 @@ fn what_servers_do_wrong_is_an_error_or_put_right() {
             Some(Class::Remote),
             2,
         ),
+        (
+            "cut, changed, If-Range ignored",
+            vec![cut(1000), Script::IgnoreIfRange { etag: "\"two\"" }],
+            Some(Class::Remote),
+            2,
+        ),
         ("cut, gone", vec![cut(1000), status(404, "")], Some(Class::Remote), 2),
         (
             "cut, no version",
