@@ -71,6 +71,10 @@ fn run(src: &File, dst: &File, sparse: Sparse, watch: &Watch) -> Result<Copied, 
             || to == Medium::Block
             || size == 0
             || calls::reserve(dst, size).map_err(DataError::io("reserving space"))?;
+        if to == Medium::File {
+            // First: XFS allocates more than is written when writing moves the end, holes included.
+            dst.set_len(size).map_err(DataError::io("setting the size"))?;
+        }
         calls::will_read_once(src);
         let mut mover = Mover {
             src,
@@ -85,9 +89,6 @@ fn run(src: &File, dst: &File, sparse: Sparse, watch: &Watch) -> Result<Copied, 
         };
         mover.extents(sparse)?;
         let method = if mover.in_kernel { Method::CopyRange } else { Method::Sparse };
-        if to == Medium::File {
-            dst.set_len(size).map_err(DataError::io("setting the size"))?;
-        }
         Copied { method, size, data: mover.data }
     };
     let (_, after) = calls::measure(src).map_err(DataError::io("looking at the source"))?;

@@ -34,8 +34,14 @@ pub(super) struct Writer<'a> {
     skip_zeros: bool,
     limit: u64,
     pos: u64,
+    /// The size set so far.
+    ahead: u64,
     data: u64,
 }
+
+/// XFS allocates beyond the end of a file that grows by writing, and what it took stays in the holes
+/// that follow. So the end is moved ahead of the data.
+const AHEAD: u64 = 1 << 30;
 
 impl<'a> Writer<'a> {
     /// `limit` is the largest size the result may have.
@@ -44,12 +50,17 @@ impl<'a> Writer<'a> {
         if medium == Medium::File && size != 0 {
             return Err(DataError::TargetNotEmpty { size });
         }
-        Ok(Writer { dst, medium, skip_zeros: sparse != Sparse::Full, limit, pos: 0, data: 0 })
+        Ok(Writer { dst, medium, skip_zeros: sparse != Sparse::Full, limit, pos: 0, ahead: 0, data: 0 })
     }
 
     pub(super) fn push(&mut self, buf: &[u8]) -> Result<(), DataError> {
         if self.limit - self.pos < buf.len() as u64 {
             return Err(DataError::TooLarge { limit: self.limit });
+        }
+        if self.skip_zeros && self.medium == Medium::File && self.pos + buf.len() as u64 > self.ahead {
+            self.ahead = self.limit.min(self.pos.saturating_add(AHEAD));
+            // Near the largest size of a file system it fails; then it is not done.
+            let _ = self.dst.set_len(self.ahead);
         }
         let at = self.pos;
         self.pos += buf.len() as u64;
