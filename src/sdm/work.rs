@@ -185,7 +185,7 @@ fn staged_is_gone(engine: &dyn Engine, job: JobId, step: &Step) -> Result<bool> 
     }
 }
 
-/// Takes the steps after the first and makes all of them durable. Steps already taken are passed over,
+/// Takes the steps and makes all of them durable. Steps already taken are passed over,
 /// so this also finishes the work of a dead job. A name that meanwhile belongs to another object is
 /// left to it; what should have had it is kept as a tombstone.
 pub(super) fn finish(engine: &dyn Engine, lock: &DomainLock, commit: &Commit) -> Result<()> {
@@ -197,14 +197,12 @@ pub(super) fn finish(engine: &dyn Engine, lock: &DomainLock, commit: &Commit) ->
     };
     for (i, step) in commit.steps.iter().enumerate() {
         lock.still_held()?;
-        if i > 0 || matches!(step, Step::Replace { .. }) {
-            match take(engine, lock, commit.job, step) {
-                Ok(()) | Err(EngineError::Absent(_)) => {}
-                Err(EngineError::Changed(_) | EngineError::Exists(_)) => {
-                    set_aside(engine, lock, commit.job, step)?;
-                }
-                Err(e) => return Err(e.into()),
+        match take(engine, lock, commit.job, step) {
+            Ok(()) | Err(EngineError::Absent(_)) => {}
+            Err(EngineError::Changed(_) | EngineError::Exists(_)) => {
+                set_aside(engine, lock, commit.job, step)?;
             }
+            Err(e) => return Err(e.into()),
         }
         // Each before the next: the first decides, and must not be lost while a later one is kept.
         if i == 0 || i + 1 == commit.steps.len() {
