@@ -9,6 +9,8 @@
 //! engine may be another process. Source: seed 003; `docs/format.md` for the crash argument.
 
 pub mod conformance;
+#[cfg(any(test, feature = "failpoints"))]
+pub mod faulty;
 pub mod file;
 pub mod mem;
 

@@ -9,6 +9,8 @@ pub mod monitor;
 pub mod rm;
 pub mod snap;
 pub mod stat;
+#[cfg(test)]
+mod tests;
 
 use super::{Ctx, refuse};
 use crate::data::{self, FetchOptions, HttpOptions, Sparse};

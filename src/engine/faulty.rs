@@ -1,0 +1,104 @@
+//! An engine that stops in the middle, for tests: after a number of changes every call fails, as it
+//! does for a process that lost its storage or its life.
+
+use super::{
+    Access, Attachment, Bytes, Capabilities, Engine, EngineError, Grave, Identity, Name, Object, Place,
+    Record, Result, Spec, Usage,
+};
+use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
+use std::sync::atomic::{AtomicI64, Ordering};
+
+/// Wraps an engine; the call that uses up `left` fails before it changes anything or, with `after`,
+/// once it has, and so does every call from then on.
+#[derive(Debug)]
+pub struct Faulty<E> {
+    inner: E,
+    left: AtomicI64,
+    after: bool,
+}
+
+impl<E: Engine> Faulty<E> {
+    pub fn new(inner: E, changes: i64, after: bool) -> Faulty<E> {
+        Faulty { inner, left: AtomicI64::new(changes), after }
+    }
+
+    fn lost() -> EngineError {
+        EngineError::Io { what: "storage".to_owned(), source: std::io::Error::from_raw_os_error(libc::EIO) }
+    }
+
+    fn read<T>(&self, op: impl FnOnce(&E) -> Result<T>) -> Result<T> {
+        if self.left.load(Ordering::SeqCst) < 0 { Err(Self::lost()) } else { op(&self.inner) }
+    }
+
+    fn change<T>(&self, op: impl FnOnce(&E) -> Result<T>) -> Result<T> {
+        match self.left.fetch_sub(1, Ordering::SeqCst) {
+            1.. => op(&self.inner),
+            0 if self.after => op(&self.inner).and_then(|_| Err(Self::lost())),
+            _ => Err(Self::lost()),
+        }
+    }
+}
+
+macro_rules! pass {
+    ($how:ident: $($name:ident($($arg:ident: $ty:ty),*) -> $out:ty;)*) => {
+        $(fn $name(&self, $($arg: $ty),*) -> $out { self.$how(|e| e.$name($($arg),*)) })*
+    };
+}
+
+impl<E: Engine> Engine for Faulty<E> {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn lock_backend(&self) -> &'static str {
+        self.inner.lock_backend()
+    }
+
+    pass! { read:
+        usage() -> Result<Usage>;
+        header() -> Result<Option<Vec<u8>>>;
+        area_id() -> Result<u64>;
+        look(at: &Place) -> Result<Option<Object>>;
+        list(inside: Option<&Name>) -> Result<Vec<Object>>;
+        jobs() -> Result<Vec<JobId>>;
+        staged(job: JobId) -> Result<Vec<Object>>;
+        dead() -> Result<Vec<Object>>;
+        attach(at: &Place, access: Access) -> Result<Attachment>;
+        record(job: JobId, record: Record) -> Result<Option<Vec<u8>>>;
+        done() -> Result<Vec<(JobId, i64)>>;
+        weight(at: &Place) -> Result<Bytes>;
+        strays() -> Result<Vec<String>>;
+    }
+
+    pass! { change:
+        capabilities(owner: &OwnerLease) -> Result<Capabilities>;
+        prepare() -> Result<u64>;
+        init(header: &[u8]) -> Result<()>;
+        put_header(header: &[u8]) -> Result<()>;
+        begin(owner: &OwnerLease) -> Result<()>;
+        create(owner: &OwnerLease, n: u32, spec: &Spec) -> Result<Object>;
+        adopt(owner: &OwnerLease, n: u32, name: &Name) -> Result<Object>;
+        flush(owner: &OwnerLease, n: u32) -> Result<()>;
+        resize(lease: &SlabLease, at: &Place, to: Bytes) -> Result<()>;
+        end(owner: &OwnerLease) -> Result<()>;
+        put_record(owner: &OwnerLease, record: Record, bytes: &[u8]) -> Result<()>;
+        close(owner: &OwnerLease) -> Result<()>;
+        forget(lock: &DomainLock, job: JobId) -> Result<()>;
+        publish(lock: &DomainLock, job: JobId, n: u32, id: Identity, to: &Name) -> Result<()>;
+        replace(lock: &DomainLock, staged: (JobId, u32, Identity), to: &Name, old: Identity, grave: &Grave) -> Result<()>;
+        bury(lock: &DomainLock, at: &Place, id: Identity, grave: &Grave) -> Result<()>;
+        tidy(lock: &DomainLock) -> Result<()>;
+        sync(places: &[Place]) -> Result<()>;
+        purge(owner: &OwnerLease, grave: &Grave) -> Result<()>;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn unharmed_it_conforms() {
+        super::super::conformance::run(&|| {
+            Box::new(super::Faulty::new(super::super::mem::MemEngine::default(), i64::MAX, false))
+        });
+    }
+}
