@@ -70,7 +70,12 @@ fn point(
         swept(&bed)?; // a domain that was being made may not be known yet
     }
     let again = scene.call(&stage).run();
-    stage.done(&again).map_err(|e| format!("again: {e}\n{}", again.err()))?;
+    let is_done = stage.oracle.compare(&stage.after).is_ok();
+    // What is done already may be refused, as long as the line says so.
+    let refused = is_done && again.failure(Some(3)).is_ok();
+    if !refused {
+        stage.done(&again).map_err(|e| format!("again: {e}"))?;
+    }
     gc()?;
     check()?;
     stage.oracle.compare(&stage.after).map_err(|e| format!("at the end: {e}"))?;
@@ -133,7 +138,7 @@ fn sweep_all(place: &str, stores: Option<&Path>, stride: usize) {
 
 #[test]
 fn killed_at_every_effect_on_tmpfs() {
-    sweep_all("tmpfs", None, 3);
+    sweep_all("tmpfs", None, 2);
 }
 
 #[test]
@@ -145,13 +150,13 @@ fn killed_at_every_effect_on_ext4() {
 #[test]
 fn killed_at_every_effect_on_xfs() {
     let fs = Fs::new(Kind::Xfs, 320);
-    sweep_all("xfs", Some(&fs.stores()), 9);
+    sweep_all("xfs", Some(&fs.stores()), 4);
 }
 
 #[test]
 fn killed_at_every_effect_on_btrfs() {
     let fs = Fs::new(Kind::Btrfs, 320);
-    sweep_all("btrfs", Some(&fs.stores()), 9);
+    sweep_all("btrfs", Some(&fs.stores()), 4);
 }
 
 /// The sweep itself is tested by a bug put into the program on purpose.
