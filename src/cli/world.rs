@@ -10,7 +10,7 @@ use crate::obs::journal;
 use crate::obs::jsonl::Log;
 use crate::one::{DatastoreDoc, DsCall, DsDump, DsRequest};
 use crate::sdm::job::{Topic, Waits};
-use crate::sdm::{Jobs, SdmError, gc, known};
+use crate::sdm::{Job, Jobs, SdmError, gc, known};
 use crate::sys::{Cancel, Class, Tool, Tools, signal, user};
 use crate::verb::{self, Ctx, refuse};
 use anyhow::{Context as _, Result};
@@ -77,16 +77,30 @@ impl World {
         if let Some(limit) = s.verb_deadline {
             signal::deadline(limit, &self.jobs.cancel, s.cancel.grace, Class::Timeout.status());
         }
-        match run(&ctx, req, &job) {
+        let mut outcome = run(&ctx, req, &job);
+        // What is only kept makes room before anybody is told that there is none.
+        if outcome.as_ref().is_err_and(verb::is_no_space) && self.make_room(&open, req, &job) {
+            outcome = run(&ctx, req, &job);
+        }
+        match outcome {
             Ok(answer) => {
                 job.succeed();
                 Ok(answer)
             }
             Err(e) => {
+                // A child that got the same signal reports its own death.
+                let e = if self.jobs.cancel.is_requested() { e.context(verb::Stopped) } else { e };
                 job.fail(verb::class_of(&e), &verb::one_line(&e));
                 Err(e)
             }
         }
+    }
+
+    /// Deletes all tombstones of the request's domain, kept ones too; whether that freed anything.
+    fn make_room(&self, open: &verb::Open<'_>, req: &DsRequest, job: &Job) -> bool {
+        let policy = gc::Policy { short: true, ..self.gc_policy() };
+        let freed = open(&req.datastore).and_then(|d| gc::collect(&d, job, &policy));
+        freed.is_ok_and(|r| r.done.iter().any(|f| f.bytes.0 > 0))
     }
 }
 

@@ -7,7 +7,6 @@ use super::{ConfigError, Env};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 /// No settings file is larger; whatever is, is something else.
@@ -108,43 +107,30 @@ fn plain(value: &DeValue<'_>) -> Option<Value> {
     })
 }
 
-/// The entries stock rc files stand for. A file that cannot be read, a line that is no plain
-/// assignment and a value without meaning are warnings: these files are not ours to judge.
-pub(super) fn rc_entries(etc: &Path, remotes: &Path, warnings: &mut Vec<String>) -> Vec<Entry> {
-    let mut out = Vec::new();
-    let files =
-        [remotes.join("etc/datastore/datastore.conf"), etc.join("tmrc"), remotes.join("etc/vmm/kvm/kvmrc")];
-    for path in files {
-        let text = match read(&path) {
-            Ok(None) => continue,
-            Ok(Some(text)) => text,
-            Err(e) => {
-                warnings.push(format!("{e}: ignored"));
-                continue;
-            }
-        };
-        let rc = parse_rc(&text);
-        for line in rc.skipped {
-            warnings.push(format!("{} line {line}: not a plain assignment: ignored", path.display()));
+/// The entries the stock datastore.conf stands for. A file that cannot be read, a line that is no plain
+/// assignment and a value without meaning are warnings: this file is not ours to judge.
+pub(super) fn rc_entries(remotes: &Path, warnings: &mut Vec<String>) -> Vec<Entry> {
+    let path = remotes.join("etc/datastore/datastore.conf");
+    let text = match read(&path) {
+        Ok(None) => return Vec::new(),
+        Ok(Some(text)) => text,
+        Err(e) => {
+            warnings.push(format!("{e}: ignored"));
+            return Vec::new();
         }
-        for (name, (line, value)) in rc.values {
-            let Some(key) = rc_key(&name).filter(|_| !value.is_empty()) else { continue };
-            let value = match key.as_str() {
-                // Seconds, there, when it is a bare number.
-                "libvirt.timeout" if value.bytes().all(|b| b.is_ascii_digit()) => format!("{value}s"),
-                _ => value,
-            };
-            let value = Value::Text(value);
-            let means_something = match key.as_str() {
-                "libvirt.timeout" => Duration::parse(&value).is_some(),
-                "fs.supported" | "libvirt.uri" => true,
-                _ => Words::parse(&value).is_some(),
-            };
-            if means_something {
-                out.push(Entry { key, value, source: Source::File { path: path.clone(), line } });
-            } else {
-                warnings.push(format!("{} line {line}: {name} cannot be used: ignored", path.display()));
-            }
+    };
+    let rc = parse_rc(&text);
+    for line in rc.skipped {
+        warnings.push(format!("{} line {line}: not a plain assignment: ignored", path.display()));
+    }
+    let mut out = Vec::new();
+    for (name, (line, value)) in rc.values {
+        let Some(key) = rc_key(&name).filter(|_| !value.is_empty()) else { continue };
+        let value = Value::Text(value);
+        if key == "fs.supported" || Words::parse(&value).is_some() {
+            out.push(Entry { key, value, source: Source::File { path: path.clone(), line } });
+        } else {
+            warnings.push(format!("{} line {line}: {name} cannot be used: ignored", path.display()));
         }
     }
     out
@@ -153,9 +139,6 @@ pub(super) fn rc_entries(etc: &Path, remotes: &Path, warnings: &mut Vec<String>)
 fn rc_key(name: &str) -> Option<String> {
     Some(match name {
         "SUPPORTED_FS" => "fs.supported".into(),
-        "QCOW2_OPTIONS" => "image.qcow2_options".into(),
-        "LIBVIRT_URI" => "libvirt.uri".into(),
-        "VIRSH_TIMEOUT" => "libvirt.timeout".into(),
         other => format!("fs.options.{}", other.strip_prefix("FS_OPTS_")?.to_ascii_lowercase()),
     })
 }

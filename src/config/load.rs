@@ -67,8 +67,8 @@ impl Config {
         let mut places = values.clone();
         places.put(upper.iter().filter(|e| e.key.starts_with("paths.")).cloned());
         places.derive_paths()?;
-        let (etc, remotes) = (places.get::<PathBuf>("paths.etc")?, places.get::<PathBuf>("paths.remotes")?);
-        values.put(rc_entries(&etc, &remotes, &mut warnings));
+        let remotes = places.get::<PathBuf>("paths.remotes")?;
+        values.put(rc_entries(&remotes, &mut warnings));
         values.put(upper);
         values.derive_paths()?;
         Ok(Config { settings: Settings::of(&values, inputs.env.home.clone())?, values, warnings })
@@ -167,7 +167,6 @@ impl Values {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::LockBackend;
     use crate::sys::{Bytes, Class};
     use std::time::{Duration, Instant};
 
@@ -191,7 +190,7 @@ mod tests {
     fn the_defaults_are_whole_and_their_attributes_distinct() {
         let config = Config::builtin().unwrap();
         let s = &config.settings;
-        assert_eq!((s.lock.wait, s.lock.wait_dead), (Duration::from_secs(30), None));
+        assert_eq!(s.lock.wait, Duration::from_secs(30));
         assert_eq!((s.trash_keep, s.cancel.grace), (Duration::from_secs(86400), Duration::from_secs(10)));
         assert_eq!((s.job.done_max, s.job.done_days), (1000, 30));
         assert_eq!(
@@ -215,37 +214,29 @@ mod tests {
                 "var/remotes/etc/datastore/datastore.conf",
                 "SUPPORTED_FS=\"ext4,xfs\"\nFS_OPTS_ext4=\"-O '^has_journal' -F\"\nX=$(id)\n",
             ),
-            ("etc/tmrc", "# QCOW2_OPTIONS=x\nQCOW2_OPTIONS='-o cluster_size=2M'\n"),
-            ("var/remotes/etc/vmm/kvm/kvmrc", "export LIBVIRT_URI=qemu+tcp:///system\nVIRSH_TIMEOUT=90\n"),
             (
                 "etc/onesdm.toml",
-                "[lock]\nwait = \"5s\"\nbackend = \"ofd\"\n\n[trash]\nkeep = \"1h\"\n[image]\nmax_size = \"1TiB\"\n[fs.options]\nxfs = [\"-K\", \"-m a b\"]\n",
+                "[lock]\nwait = \"5s\"\n\n\n[trash]\nkeep = \"1h\"\n[image]\nmax_size = \"1TiB\"\n[fs.options]\nxfs = [\"-K\", \"-m a b\"]\n",
             ),
         ]);
         inputs.attributes = BTreeMap::from([
             ("ONESDM_LOCK_WAIT".into(), "6s".into()),
             ("ONESDM_TRASH_KEEP".into(), "2h".into()),
         ]);
-        inputs.set = vec![("lock.wait".into(), "7s".into()), ("data.queue".into(), "2".into())];
+        inputs.set = vec![("lock.wait".into(), "7s".into())];
         let config = Config::load(&inputs).unwrap();
         let s = &config.settings;
-        assert_eq!((s.lock.wait, s.lock.backend), (Duration::from_secs(7), LockBackend::Ofd));
+        assert_eq!(s.lock.wait, Duration::from_secs(7));
         assert_eq!((s.trash_keep, s.image.max_size), (Duration::from_secs(7200), Some(Bytes(1 << 40))));
-        assert_eq!(
-            (s.libvirt.uri.as_str(), s.libvirt.timeout),
-            ("qemu+tcp:///system", Duration::from_secs(90))
-        );
         assert_eq!(s.fs.supported, ["ext4", "xfs"]);
         assert_eq!(s.fs.options["ext4"], ["-O", "^has_journal", "-F"]);
         assert_eq!(s.fs.options["xfs"], ["-K", "-m a b"]);
-        assert_eq!(s.image.qcow2_options, ["-o", "cluster_size=2M"]);
         assert_eq!(s.paths.state, dir.path().join("var/onesdm"));
         let root = dir.path().display();
         for (key, want) in [
             ("lock.wait", "command line".to_owned()),
             ("trash.keep", "datastore attribute ONESDM_TRASH_KEEP".into()),
             ("image.max_size", format!("{root}/etc/onesdm.toml line 8")),
-            ("lock.backend", format!("{root}/etc/onesdm.toml line 3")),
             ("fs.options.ext4", format!("{root}/var/remotes/etc/datastore/datastore.conf line 2")),
             ("paths.datastores", "environment variable ONE_LOCATION".into()),
             ("job.done_max", "built-in default".into()),
@@ -261,22 +252,17 @@ mod tests {
     #[test]
     fn odd_values_of_stock_files_are_left_out() {
         let conf = "SUPPORTED_FS=\nFS_OPTS_xfs=\"it's\"\nFS_OPTS_ext4='-F'\n";
-        let (_dir, inputs) = install(&[
-            ("var/remotes/etc/datastore/datastore.conf", conf),
-            ("var/remotes/etc/vmm/kvm/kvmrc", "VIRSH_TIMEOUT=1w\n"),
-        ]);
+        let (_dir, inputs) = install(&[("var/remotes/etc/datastore/datastore.conf", conf)]);
         let config = Config::load(&inputs).unwrap();
         let fs = &config.settings.fs;
         assert_eq!(fs.supported, ["ext2", "ext3", "ext4", "xfs"]);
         assert_eq!(fs.options, BTreeMap::from([("ext4".to_owned(), vec!["-F".to_owned()])]));
-        assert_eq!(config.settings.libvirt.timeout, Duration::from_secs(60));
         let warned = config.warnings();
-        assert_eq!(warned.len(), 2, "{warned:?}");
+        assert_eq!(warned.len(), 1, "{warned:?}");
         assert!(
             warned[0].ends_with("datastore.conf line 2: FS_OPTS_xfs cannot be used: ignored"),
             "{warned:?}"
         );
-        assert!(warned[1].ends_with("kvmrc line 1: VIRSH_TIMEOUT cannot be used: ignored"), "{warned:?}");
     }
 
     #[test]
@@ -314,7 +300,6 @@ mod tests {
             ("[fs.options.ext4]\nx = 1", Ok("unknown setting \"fs.options.ext4.x\"")),
             ("\n[lock]\nwait = 30", Err("lock.wait = \"30\"")),
             ("[lock]\nwait = [\"30s\"]", Err("lock.wait = \"30s\"")),
-            ("[lock]\nbackend = \"nfs\"", Err("expected auto, ofd or sanlock")),
             ("[tools]\nqemu_img = \"bin/x\"", Err("expected an absolute path")),
             ("[http]\nretries = -1", Err("expected a whole number")),
             ("[http]\ninsecure = 1.5", Err("expected a text")),

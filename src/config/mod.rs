@@ -16,6 +16,6 @@ pub use layers::Source;
 pub use load::{Config, Inputs, Origin};
 pub use rc::{Assignments, parse_rc};
 pub use settings::{
-    CancelSettings, DataSettings, FsSettings, GcSettings, HttpSettings, ImageSettings, JobSettings,
-    LibvirtSettings, LockBackend, LockSettings, LogSettings, Paths, Settings,
+    CancelSettings, DataSettings, FsSettings, HttpSettings, ImageSettings, JobSettings, LockSettings,
+    LogSettings, Paths, Settings,
 };

@@ -2,7 +2,7 @@
 
 use super::ConfigError;
 use super::load::Values;
-use super::value::{Parse, Value, Words};
+use super::value::Words;
 use crate::sys::Bytes;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,10 +22,8 @@ pub struct Settings {
     pub tool_deadline: Duration,
     pub verb_deadline: Option<Duration>,
     pub fs: FsSettings,
-    pub gc: GcSettings,
     pub cancel: CancelSettings,
     pub data: DataSettings,
-    pub libvirt: LibvirtSettings,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,36 +56,13 @@ impl Paths {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LockBackend {
-    Auto,
-    Ofd,
-    Sanlock,
-}
-
-impl Parse for LockBackend {
-    const WANT: &'static str = "auto, ofd or sanlock";
-    fn parse(value: &Value) -> Option<Self> {
-        match value.to_string().trim() {
-            "auto" => Some(LockBackend::Auto),
-            "ofd" => Some(LockBackend::Ofd),
-            "sanlock" => Some(LockBackend::Sanlock),
-            _ => None,
-        }
-    }
-}
-
 #[derive(Clone, Debug)]
 pub struct LockSettings {
     pub wait: Duration,
-    /// `None`: what the backend needs.
-    pub wait_dead: Option<Duration>,
-    pub backend: LockBackend,
 }
 
 #[derive(Clone, Debug)]
 pub struct JobSettings {
-    pub history_max: u32,
     pub done_max: u32,
     pub done_days: u32,
 }
@@ -102,7 +77,6 @@ pub struct LogSettings {
 pub struct ImageSettings {
     pub max_size: Option<Bytes>,
     pub allow: Vec<String>,
-    pub qcow2_options: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -122,28 +96,14 @@ pub struct FsSettings {
 }
 
 #[derive(Clone, Debug)]
-pub struct GcSettings {
-    /// As systemd writes it.
-    pub interval: String,
-}
-
-#[derive(Clone, Debug)]
 pub struct CancelSettings {
     pub grace: Duration,
 }
 
 #[derive(Clone, Debug)]
 pub struct DataSettings {
-    pub buffer: Bytes,
-    pub queue: u32,
     /// Per second.
     pub limit: Option<Bytes>,
-}
-
-#[derive(Clone, Debug)]
-pub struct LibvirtSettings {
-    pub uri: String,
-    pub timeout: Duration,
 }
 
 impl Settings {
@@ -169,23 +129,11 @@ impl Settings {
                 log: v.get("paths.log")?,
                 home,
             },
-            lock: LockSettings {
-                wait: v.get("lock.wait")?,
-                wait_dead: v.get("lock.wait_dead")?,
-                backend: v.get("lock.backend")?,
-            },
+            lock: LockSettings { wait: v.get("lock.wait")? },
             trash_keep: v.get("trash.keep")?,
-            job: JobSettings {
-                history_max: v.get("job.history_max")?,
-                done_max: v.get("job.done_max")?,
-                done_days: v.get("job.done_days")?,
-            },
+            job: JobSettings { done_max: v.get("job.done_max")?, done_days: v.get("job.done_days")? },
             log: LogSettings { max_size: v.get("log.max_size")?, keep: v.get("log.keep")? },
-            image: ImageSettings {
-                max_size: v.get("image.max_size")?,
-                allow: v.get("image.allow")?,
-                qcow2_options: v.get::<Words>("image.qcow2_options")?.0,
-            },
+            image: ImageSettings { max_size: v.get("image.max_size")?, allow: v.get("image.allow")? },
             http: HttpSettings {
                 connect_timeout: v.get("http.connect_timeout")?,
                 stall_timeout: v.get("http.stall_timeout")?,
@@ -197,15 +145,11 @@ impl Settings {
             tool_deadline: v.get("tool.deadline")?,
             verb_deadline: v.get("verb.deadline")?,
             fs: FsSettings { supported: v.get("fs.supported")?, options },
-            gc: GcSettings { interval: v.get("gc.interval")? },
             cancel: CancelSettings { grace: v.get("cancel.grace")? },
             data: DataSettings {
                 // Outside these a copy is slow or eats the host's memory.
-                buffer: v.get::<Bytes>("data.buffer")?.clamp(Bytes(64 << 10), Bytes(64 << 20)),
-                queue: v.get::<u32>("data.queue")?.clamp(1, 64),
                 limit: v.get("data.limit")?,
             },
-            libvirt: LibvirtSettings { uri: v.get("libvirt.uri")?, timeout: v.get("libvirt.timeout")? },
         })
     }
 }

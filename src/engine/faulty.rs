@@ -23,7 +23,7 @@ impl<E: Engine> Faulty<E> {
     }
 
     fn lost() -> EngineError {
-        EngineError::Io { what: "storage".to_owned(), source: std::io::Error::from_raw_os_error(libc::EIO) }
+        EngineError::Io { what: "storage".to_owned(), source: rustix::io::Errno::IO.into() }
     }
 
     fn read<T>(&self, op: impl FnOnce(&E) -> Result<T>) -> Result<T> {

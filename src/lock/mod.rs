@@ -15,6 +15,7 @@ use crate::sys::{Cancel, Class};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::fmt::{self, Debug, Display};
+use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -128,6 +129,10 @@ pub trait LockBackend: Debug + Send + Sync {
 pub trait Held: Debug + Send + Sync {
     /// `Lost` when what was locked is no longer what everybody locks.
     fn still_held(&self) -> Result<(), LockError>;
+    /// A descriptor that holds it too, when a child inherits it.
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 macro_rules! lease {
@@ -158,6 +163,10 @@ lease! {
 }
 
 impl OwnerLease {
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.held.fd()
+    }
+
     pub fn job(&self) -> JobId {
         match self.id {
             LeaseId::Owner(job) => job,

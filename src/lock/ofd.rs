@@ -7,7 +7,7 @@ use crate::sys::ofd;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -60,6 +60,10 @@ impl LockBackend for OfdLocks {
 }
 
 impl Held for OfdHeld {
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+
     /// The file we locked must still be the file others would lock.
     fn still_held(&self) -> Result<(), LockError> {
         let io = |source: io::Error| LockError::Io { what: self.id.clone(), source };

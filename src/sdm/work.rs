@@ -8,6 +8,7 @@ use crate::lock::{self, DomainLock, JobId, LockError, OwnerLease};
 use crate::sys::effect::bug;
 use crate::sys::{Bytes, fs};
 use std::fs::File;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -99,6 +100,11 @@ impl<'a> Work<'a> {
             }),
             None => Ok(self.domain.engine.flush(&self.owner, slab.n)?),
         }
+    }
+
+    /// What a child must keep open so that the job's lease is held as long as it writes.
+    pub fn keep_held(&self) -> Vec<BorrowedFd<'_>> {
+        self.owner.fd().into_iter().collect()
     }
 
     /// The next tombstone of this job.

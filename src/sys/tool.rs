@@ -55,9 +55,7 @@ tools! {
     MkfsExt4 => ["mkfs.ext4"],
     MkfsXfs => ["mkfs.xfs"],
     MkfsBtrfs => ["mkfs.btrfs"],
-    MkfsVfat => ["mkfs.vfat"],
     MkSwap => ["mkswap"],
-    MkIso => ["genisoimage", "mkisofs", "xorrisofs"],
 }
 
 impl std::fmt::Display for Tool {

@@ -11,6 +11,7 @@ use crate::lock::{JobId, LockError};
 use crate::one::{DatastoreDoc, OneError};
 use crate::sdm::{Domain, Job, Jobs, SdmError};
 use crate::sys::{Class, ToolError, Tools};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 /// What every verb gets, besides its request.
@@ -22,19 +23,20 @@ pub struct Ctx<'a> {
     pub job: JobId,
     pub repeatable: bool,
     /// Opens a datastore's domain for changing it.
-    pub open: &'a dyn Fn(&DatastoreDoc) -> Result<Domain, SdmError>,
+    pub open: &'a Open<'a>,
 }
 
-impl<'a> Ctx<'a> {
-    /// `qemu-img` for a job.
-    pub fn qemu(&'a self, job: &'a Job) -> Qemu<'a> {
-        let day = Duration::from_secs(24 * 3600);
-        Qemu {
-            tools: self.tools,
-            cancel: job.cancel(),
-            deadline: self.settings.tool_deadline.max(day),
-            inherit: &[],
-        }
+/// Opens a datastore's domain.
+pub type Open<'a> = dyn Fn(&DatastoreDoc) -> Result<Domain, SdmError> + 'a;
+
+/// What moves image data ends with its verb, not by a clock of its own.
+const MOVING: Duration = Duration::from_secs(30 * 24 * 3600);
+
+impl Ctx<'_> {
+    /// `qemu-img` for a job. `keep` are the descriptors of its leases: a child that outlives the job for
+    /// a moment keeps them held.
+    pub fn qemu<'b>(&'b self, job: &'b Job, keep: &'b [BorrowedFd<'b>]) -> Qemu<'b> {
+        Qemu { tools: self.tools, cancel: job.cancel(), deadline: MOVING, inherit: keep }
     }
 }
 
@@ -51,8 +53,28 @@ pub fn refuse(class: Class, text: impl Into<String>) -> anyhow::Error {
     Refusal { class, text: text.into() }.into()
 }
 
+/// Around a failure that came of being asked to stop.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped on request; nothing was left behind")]
+pub struct Stopped;
+
+/// Whether a failure came of a full disk, wherever it was met.
+pub fn is_no_space(e: &anyhow::Error) -> bool {
+    e.chain().any(|c| {
+        let io = c.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        matches!(io, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
+            || matches!(c.downcast_ref(), Some(EngineError::NoSpace(_)))
+            || matches!(c.downcast_ref(), Some(SdmError::Engine(EngineError::NoSpace(_))))
+            || matches!(c.downcast_ref(), Some(ToolError::Failed { stderr, .. }) if stderr.contains("No space left"))
+            || matches!(c.downcast_ref(), Some(ImageError::Tool(ToolError::Failed { stderr, .. })) if stderr.contains("No space left"))
+    })
+}
+
 /// The class of a failure: that of the innermost error that has one.
 pub fn class_of(e: &anyhow::Error) -> Class {
+    if e.is::<Stopped>() {
+        return Class::Cancelled;
+    }
     e.chain()
         .find_map(|c| {
             None.or_else(|| c.downcast_ref::<Refusal>().map(|e| e.class))

@@ -21,7 +21,12 @@ pub fn collect(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     let mut text = String::new();
     let mut failed = false;
     for domain in &named(w, m, "domain")? {
-        domain.usable()?;
+        if let Err(e) = domain.usable() {
+            failed = true;
+            text += &format!("not done: {e}\n");
+            docs.push(json!({ "domain": domain.place, "error": e.to_string() }));
+            continue;
+        }
         if m.get_flag("reconcile") {
             let names = unacknowledged(domain)?;
             docs.push(json!({ "domain": domain.place, "unacknowledged": names }));

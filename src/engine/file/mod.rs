@@ -9,6 +9,7 @@ use super::{
 };
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
 use crate::sys::fs::{self, Dir, Entry};
+use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,11 +30,11 @@ struct Spot {
 }
 
 fn io_error(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> EngineError {
-    move |source| match source.raw_os_error() {
-        Some(libc::ENOSPC | libc::EDQUOT) => EngineError::NoSpace(what.to_string()),
-        Some(libc::EXDEV) => EngineError::Crosses(what.to_string()),
-        Some(libc::EEXIST | libc::ENOTEMPTY) => EngineError::Exists(what.to_string()),
-        Some(libc::ENOENT | libc::ENOTDIR) => EngineError::Absent(what.to_string()),
+    move |source| match Errno::from_io_error(&source) {
+        Some(Errno::NOSPC | Errno::DQUOT) => EngineError::NoSpace(what.to_string()),
+        Some(Errno::XDEV) => EngineError::Crosses(what.to_string()),
+        Some(Errno::EXIST | Errno::NOTEMPTY) => EngineError::Exists(what.to_string()),
+        Some(Errno::NOENT | Errno::NOTDIR) => EngineError::Absent(what.to_string()),
         _ => EngineError::Io { what: what.to_string(), source },
     }
 }
@@ -256,7 +257,12 @@ impl Engine for FileEngine {
         let (from, at) = (Place::Public(name.clone()), Place::Staged(owner.job(), n));
         let (a, b) = (self.spot(&from)?, self.spot(&at)?);
         match a.dir.link(&a.name, &b.dir, &b.name) {
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EPERM | libc::EMLINK | libc::EOPNOTSUPP)) => {
+            Err(e)
+                if matches!(
+                    Errno::from_io_error(&e),
+                    Some(Errno::PERM | Errno::MLINK | Errno::OPNOTSUPP)
+                ) =>
+            {
                 Err(EngineError::Unsupported { engine: "file", what: "give this file a second name" })
             }
             Err(e) => Err(io_error(&from)(e)),
@@ -319,7 +325,12 @@ impl Engine for FileEngine {
         Self::expect(&b, &at, old)?;
         match a.dir.exchange(&a.name, &b.dir, &b.name) {
             Ok(()) => {}
-            Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP)) => {
+            Err(e)
+                if matches!(
+                    Errno::from_io_error(&e),
+                    Some(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP)
+                ) =>
+            {
                 return self.replace_slowly(&a, &b, &at, grave);
             }
             Err(e) => return Err(io_error(&at)(e)),

@@ -50,7 +50,8 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     let mut work = Work::begin(&ds.domain, job, std::slice::from_ref(&place))?;
     let from = original.found.format;
     // A chain, or another format, is read as the guest reads it; everything else byte for byte.
-    let to = wanted.unwrap_or(from);
+    // What is encrypted can only be copied as it is.
+    let to = wanted.filter(|_| from != Format::Luks).unwrap_or(from);
     let (slab, format) = if original.found.backing.is_some() || to.opennebula() != from.opennebula() {
         let slab = ds.convert(&mut work, &original.path, from, to, disk_size(&original.found))?;
         (slab, to)

@@ -92,7 +92,8 @@ fn shape(ds: &Ds<'_>, work: &mut Work<'_>, slab: Slab, unpack: bool) -> Result<(
     image::admit(&found, &ds.admit())?;
     let wanted = ds.req.target_format().and_then(Format::from_word);
     match wanted {
-        Some(to) if to.opennebula() != found.format.opennebula() => {
+        // What is encrypted can only be kept as it is.
+        Some(to) if found.format != Format::Luks && to.opennebula() != found.format.opennebula() => {
             let slab = ds.convert(work, &slab.path, found.format, to, disk_size(&found))?;
             Ok((slab, to.opennebula()))
         }

@@ -92,16 +92,15 @@ fn filesystem(ctx: &Ctx<'_>, fs: &str) -> Result<(Tool, Vec<String>)> {
 }
 
 fn make(ds: &Ds<'_>, work: &mut Work<'_>, plan: &Plan, size: Bytes) -> Result<Slab> {
-    let qemu = ds.ctx.qemu(ds.job);
     if plan.format == Format::Qcow2 && plan.mkfs.is_none() {
         let slab = work.file(Bytes(0))?;
-        qemu.create(&slab.path, Format::Qcow2, size, None, &[])?;
+        ds.ctx.qemu(ds.job, &work.keep_held()).create(&slab.path, Format::Qcow2, size, None, &[])?;
         return Ok(slab);
     }
     let slab = work.file(size)?;
     if let Some((tool, args)) = &plan.mkfs {
         ds.job.phase("making the file system");
-        run_mkfs(ds, *tool, args, &slab.path)?;
+        run_mkfs(ds, work, *tool, args, &slab.path)?;
     }
     if plan.format == Format::Qcow2 {
         return ds.convert(work, &slab.path, Format::Raw, Format::Qcow2, size);
@@ -109,11 +108,17 @@ fn make(ds: &Ds<'_>, work: &mut Work<'_>, plan: &Plan, size: Bytes) -> Result<Sl
     Ok(slab)
 }
 
-fn run_mkfs(ds: &Ds<'_>, tool: Tool, args: &[String], path: &Path) -> Result<()> {
+fn run_mkfs(ds: &Ds<'_>, work: &Work<'_>, tool: Tool, args: &[String], path: &Path) -> Result<()> {
     let mut argv: Vec<&OsStr> = args.iter().map(OsStr::new).collect();
     argv.push(path.as_os_str());
     let limits = Limits { memory: Some(4 << 30), cpu: None };
-    let run = Run { limits, writes: &[path], ..Run::new(ds.ctx.settings.tool_deadline, ds.job.cancel()) };
+    let keep = work.keep_held();
+    let run = Run {
+        limits,
+        writes: &[path],
+        inherit: &keep,
+        ..Run::new(ds.ctx.settings.tool_deadline, ds.job.cancel())
+    };
     ds.ctx.tools.run(tool, &argv, run)?;
     Ok(())
 }

@@ -182,7 +182,8 @@ impl<'a> Ds<'a> {
         let progress = Some(image::Progress { total: size, report: &mut report });
         let sparse = self.req.datastore.sparse;
         let how = Convert { target: Target::Create, sparse, options: &[], progress };
-        self.ctx.qemu(self.job).convert((src, from), (&slab.path, to), how)?;
+        let keep = work.keep_held();
+        self.ctx.qemu(self.job, &keep).convert((src, from), (&slab.path, to), how)?;
         self.job.method("convert");
         Ok(slab)
     }

@@ -220,8 +220,14 @@ impl<'a> Snap<'a> {
         let slab = work.file(Bytes(0))?;
         let backing = self.recorded_as(over);
         let backing = Some((backing.as_os_str(), found.format));
-        let qemu = self.ds.ctx.qemu(self.ds.job);
-        qemu.create(&slab.path, Format::Qcow2, disk_size(&found), backing, &[])?;
+        let keep = work.keep_held();
+        self.ds.ctx.qemu(self.ds.job, &keep).create(
+            &slab.path,
+            Format::Qcow2,
+            disk_size(&found),
+            backing,
+            &[],
+        )?;
         Ok(slab)
     }
 
@@ -249,7 +255,12 @@ impl<'a> Snap<'a> {
             let opened = File::options().read(true).write(true).open(&path);
             let opened = opened.with_context(|| format!("opening {}", path.display()))?;
             let backing = under.map(|l| (l.path.as_os_str(), l.probe.format));
-            self.ds.ctx.qemu(self.ds.job).rebase(&path, Format::Qcow2, backing, Rebase::Safe)?;
+            self.ds.ctx.qemu(self.ds.job, &work.keep_held()).rebase(
+                &path,
+                Format::Qcow2,
+                backing,
+                Rebase::Safe,
+            )?;
             fs::sync_file(&opened, &path).with_context(|| format!("flushing {}", path.display()))?;
         }
         let mut steps = Vec::new();

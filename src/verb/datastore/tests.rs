@@ -177,7 +177,7 @@ fn scenes() -> Vec<Scene> {
 
 /// The number of changes a verb makes when nobody stops it.
 fn changes(verb: Verb, message: &str, before: fn(&Bed)) -> i64 {
-    (0..)
+    (0..1000)
         .find(|n| {
             let bed = Bed::new();
             before(&bed);
