@@ -30,6 +30,11 @@ impl World {
     pub fn new(env: &Env, attributes: BTreeMap<String, String>, set: Vec<(String, String)>) -> Result<World> {
         let config =
             Config::load(&Inputs { env: env.clone(), attributes, set }).context("reading the settings")?;
+        let tools = Tools::new(overrides(&config.settings.tools)?).context("looking for tools")?;
+        World::of(config, tools)
+    }
+
+    pub fn of(config: Config, tools: Tools) -> Result<World> {
         let s = &config.settings;
         let paths = writable(&s.paths);
         let cancel = Cancel::default();
@@ -43,7 +48,6 @@ impl World {
             cancel,
             waits: Waits { lock: s.lock.wait, grace: s.cancel.grace },
         };
-        let tools = Tools::new(overrides(&s.tools)?).context("looking for tools")?;
         Ok(World { config, paths, jobs, tools })
     }
 
@@ -143,7 +147,8 @@ fn writable(paths: &Paths) -> Paths {
     }
 }
 
-fn overrides(named: &BTreeMap<String, PathBuf>) -> Result<BTreeMap<Tool, PathBuf>> {
+/// Tools by the names the settings have for them.
+pub fn overrides(named: &BTreeMap<String, PathBuf>) -> Result<BTreeMap<Tool, PathBuf>> {
     let mut out = BTreeMap::new();
     for (name, path) in named {
         let is = |t: &&Tool| t.names().iter().any(|n| n.replace(['-', '.'], "_") == *name);

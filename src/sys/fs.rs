@@ -45,6 +45,8 @@ pub struct Entry {
     pub mode: u32,
     /// Seconds since 1970 of the last change of the inode, a rename included on most file systems.
     pub changed: i64,
+    /// Nanoseconds since 1970 of the last change of the content.
+    pub modified: i64,
 }
 
 const OPEN: OFlags = OFlags::CLOEXEC.union(OFlags::NOFOLLOW);
@@ -215,6 +217,11 @@ impl Dir {
             gid: s.stx_gid,
             mode: u32::from(s.stx_mode) & 0o7777,
             changed: s.stx_ctime.tv_sec,
+            modified: s
+                .stx_mtime
+                .tv_sec
+                .saturating_mul(1_000_000_000)
+                .saturating_add(s.stx_mtime.tv_nsec.into()),
         }))
     }
 
@@ -291,8 +298,13 @@ impl Dir {
     /// Writes a small file that must not exist, complete and durable before it has its name.
     /// The directory is not flushed.
     pub fn put_new(&self, name: &OsStr, tmp: &OsStr, bytes: &[u8], durable: bool) -> io::Result<()> {
+        self.put(name, tmp, bytes, 0o660, durable)
+    }
+
+    /// As `put_new`, with a mode, over whatever file or link has the name.
+    pub fn put(&self, name: &OsStr, tmp: &OsStr, bytes: &[u8], mode: u32, durable: bool) -> io::Result<()> {
         ignore_absent(self.unlink_if_there(tmp))?;
-        let mut f = self.create(tmp, 0o660, true)?;
+        let mut f = self.create(tmp, mode, true)?;
         let path = self.path.join(tmp);
         step(Effect::Write, &[&path], || f.write_all(bytes))?;
         if durable {
@@ -301,8 +313,28 @@ impl Dir {
         self.rename_over(tmp, self, name)
     }
 
-    fn unlink_if_there(&self, name: &OsStr) -> io::Result<()> {
+    /// A name that is absent already is fine, and no effect.
+    pub fn unlink_if_there(&self, name: &OsStr) -> io::Result<()> {
         if self.entry(name)?.is_some() { self.unlink(name) } else { Ok(()) }
+    }
+
+    /// Sets the time of the last change of a name's content, in ns since 1970; a link is not followed.
+    pub fn set_modified(&self, name: &OsStr, ns: i64) -> io::Result<()> {
+        let path = self.path.join(name);
+        let time =
+            fs::Timespec { tv_sec: ns.div_euclid(1_000_000_000), tv_nsec: ns.rem_euclid(1_000_000_000) };
+        let keep = fs::Timespec { tv_sec: 0, tv_nsec: fs::UTIME_OMIT };
+        let times = fs::Timestamps { last_access: keep, last_modification: time };
+        step(Effect::Mode, &[&path], || Ok(fs::utimensat(&self.fd, name, &times, AtFlags::SYMLINK_NOFOLLOW)?))
+    }
+
+    /// Locks the directory against others who do the same, until this value is dropped; `false` when
+    /// somebody has it.
+    pub fn try_lock(&self) -> io::Result<bool> {
+        match fs::flock(&self.fd, fs::FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            r => Ok(r.map(|()| true)?),
+        }
     }
 
     /// Total, available to us, and used bytes, as `df` computes them.
@@ -400,5 +432,38 @@ mod tests {
         let new = d.entry(OsStr::new("a")).unwrap().unwrap();
         assert_ne!((old.ino, old.born), (new.ino, new.born));
         assert_eq!(d.entry(OsStr::new("none")).unwrap(), None);
+    }
+
+    #[test]
+    fn times_are_set_on_links_themselves() {
+        let (t, d) = dir();
+        std::fs::write(t.path().join("a"), "1").unwrap();
+        symlink("a", t.path().join("l")).unwrap();
+        let before = d.entry(OsStr::new("a")).unwrap().unwrap().modified;
+        for ns in [0, 1_500_000_000_123_456_789, -1] {
+            d.set_modified(OsStr::new("l"), ns).unwrap();
+            assert_eq!(d.entry(OsStr::new("l")).unwrap().unwrap().modified, ns);
+        }
+        assert_eq!(d.entry(OsStr::new("a")).unwrap().unwrap().modified, before);
+    }
+
+    #[test]
+    fn a_directory_is_locked_by_one() {
+        let (t, d) = dir();
+        let other = Dir::open(t.path()).unwrap();
+        assert!(d.try_lock().unwrap() && !other.try_lock().unwrap());
+        drop(d);
+        assert!(other.try_lock().unwrap());
+    }
+
+    #[test]
+    fn a_file_is_put_over_a_link_and_not_through_it() {
+        let (t, d) = dir();
+        std::fs::write(t.path().join("a"), "1").unwrap();
+        symlink("a", t.path().join("l")).unwrap();
+        d.put(OsStr::new("l"), OsStr::new("tmp"), b"2", 0o751, false).unwrap();
+        assert_eq!(std::fs::read(t.path().join("a")).unwrap(), b"1");
+        let e = d.entry(OsStr::new("l")).unwrap().unwrap();
+        assert_eq!((e.kind, e.mode), (Kind::File, 0o751));
     }
 }

@@ -10,6 +10,7 @@ pub mod fs;
 pub mod ofd;
 pub mod path;
 pub mod qemulock;
+pub mod shim;
 pub mod signal;
 pub mod tool;
 pub mod user;

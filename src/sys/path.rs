@@ -62,6 +62,16 @@ pub fn real_path(fd: &impl AsFd) -> io::Result<PathBuf> {
     Err(io::Error::new(io::ErrorKind::NotFound, "not reachable in this mount namespace"))
 }
 
+/// The file this process runs, with no link on the way. An error when it was removed or replaced since.
+pub fn own_program() -> io::Result<PathBuf> {
+    let path = std::fs::read_link("/proc/self/exe")?;
+    let (now, mine) = (std::fs::metadata(&path)?, std::fs::metadata("/proc/self/exe")?);
+    if (now.dev(), now.ino()) == (mine.dev(), mine.ino()) {
+        return Ok(path);
+    }
+    Err(io::Error::new(io::ErrorKind::NotFound, "this program was replaced while it ran; run it again"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -33,3 +33,18 @@ pub fn become_owner(dir: &Path) -> io::Result<()> {
 pub fn may_write(dir: &Path) -> bool {
     rustix::fs::access(dir, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).is_ok()
 }
+
+/// Whether this account may write a file.
+pub fn may_write_file(file: &Path) -> bool {
+    rustix::fs::access(file, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
+/// Whether this account may run a program.
+pub fn may_execute(program: &Path) -> bool {
+    rustix::fs::access(program, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// The number of the account we act as.
+pub fn uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}

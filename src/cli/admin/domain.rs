@@ -15,7 +15,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 /// The directory an argument names: a path, a datastore's number, or a domain's id.
-fn path_of(w: &World, arg: &OsStr) -> Result<PathBuf> {
+pub fn path_of(w: &World, arg: &OsStr) -> Result<PathBuf> {
     let text = arg.to_string_lossy();
     if text.contains('/') || Path::new(arg).is_dir() {
         return Ok(arg.into());

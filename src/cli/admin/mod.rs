@@ -6,6 +6,9 @@ mod event;
 mod garbage;
 mod job;
 
+pub use domain::{capabilities, path_of};
+pub use garbage::all_known;
+
 use super::invocation::Invocation;
 use super::world::World;
 use super::{args, render};
@@ -62,6 +65,8 @@ pub fn run(env: &Env, argv: Vec<OsString>) -> Result<u8> {
             render::print(Config::documentation())?;
             return Ok(0);
         }
+        // It also tells what is wrong with the settings.
+        Some(("doctor", m)) => return super::doctor::run(env, set, m, json),
         Some(_) => {}
     }
     let world = World::new(env, BTreeMap::new(), set)?;
@@ -78,7 +83,6 @@ pub fn run(env: &Env, argv: Vec<OsString>) -> Result<u8> {
         Some(("config", m)) => config(&world, m, json),
         Some(("ds", m)) => ds::run(env, &world, m, job.as_deref(), json),
         Some(("install", m)) => super::install::run(&world, m, json),
-        Some(("doctor", m)) => super::doctor::run(&world, m, json),
         _ => Err(refuse(Class::Usage, "no such command (see `onesdm --help`)")),
     }
 }

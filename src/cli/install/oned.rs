@@ -1,0 +1,128 @@
+//! The lines oned.conf needs before oned offers a driver of ours under its own name.
+
+use std::fmt::Write as _;
+
+/// The lines, with the driver added to what this oned.conf has in `DATASTORE_MAD`.
+pub fn lines(conf: Option<&str>, driver: &str) -> String {
+    let conf = conf.unwrap_or_default();
+    let mut out = String::from("# oned.conf: names oned may use as DS_MAD, after -d\n");
+    match block(conf, "DATASTORE_MAD") {
+        Some(found) => out += &with_driver(&found, driver),
+        None => {
+            let _ = writeln!(
+                out,
+                "DATASTORE_MAD = [\n    EXECUTABLE = \"one_datastore\",\n    \
+                 ARGUMENTS  = \"-t 15 -d ...,{driver} -s ...\"   # ...: what is there already\n]"
+            );
+        }
+    }
+    let known = format!("\"{driver}\"");
+    let has = |b: &String| assignment(b, "NAME").is_some_and(|(from, to)| b[from - 1..=to] == known);
+    if blocks(conf, "DS_MAD_CONF").iter().any(has) {
+        let _ = writeln!(out, "\n# DS_MAD_CONF of {driver} is there already");
+    } else {
+        let _ = writeln!(
+            out,
+            "\n# what oned has to know of {driver}\nDS_MAD_CONF = [\n    NAME = \"{driver}\", REQUIRED_ATTRS = \"\", \
+             PERSISTENT_ONLY = \"NO\",\n    MARKETPLACE_ACTIONS = \"export\"\n]"
+        );
+    }
+    out += "\n# Then restart oned. Drivers under stock names (--replace) need none of this.\n";
+    out
+}
+
+/// The first `name = [ … ]` that is not a comment, whole lines.
+fn block(conf: &str, name: &str) -> Option<String> {
+    blocks(conf, name).into_iter().next()
+}
+
+fn blocks(conf: &str, name: &str) -> Vec<String> {
+    let mut out: Vec<String> = Vec::new();
+    let mut open = false;
+    for line in conf.lines() {
+        let text = line.trim_start();
+        if !open && text.strip_prefix(name).is_some_and(|t| t.trim_start().starts_with('=')) {
+            open = true;
+            out.push(String::new());
+        }
+        if let (true, Some(block)) = (open, out.last_mut()) {
+            *block += line;
+            *block += "\n";
+            open = text.starts_with('#') || !text.contains(']');
+        }
+    }
+    out
+}
+
+/// Where the quoted value of `key = "…"` begins and ends, the quotes left out.
+fn assignment(block: &str, key: &str) -> Option<(usize, usize)> {
+    let mut at = 0;
+    for line in block.split_inclusive('\n') {
+        let begin = at;
+        at += line.len();
+        if line.trim_start().starts_with('#') {
+            continue;
+        }
+        let found = line.match_indices(key).find(|(i, _)| {
+            !line[..*i].ends_with(|c: char| c.is_alphanumeric() || c == '_')
+                && line[i + key.len()..].trim_start().starts_with('=')
+        });
+        if let Some((i, _)) = found {
+            let from = i + line[i..].find('"')? + 1;
+            return Some((begin + from, begin + from + line[from..].find('"')?));
+        }
+    }
+    None
+}
+
+fn with_driver(block: &str, driver: &str) -> String {
+    let Some((from, to)) = assignment(block, "ARGUMENTS") else { return block.to_owned() };
+    let words: Vec<&str> = block[from..to].split_whitespace().collect();
+    let list = words.iter().position(|w| *w == "-d").and_then(|i| words.get(i + 1));
+    match list {
+        // Without -d every directory is a driver.
+        None => block.to_owned(),
+        Some(list) if list.split(',').any(|d| d == driver) => block.to_owned(),
+        Some(list) => {
+            let end = from + block[from..to].find(&format!("-d {list}")).unwrap_or(0) + 3 + list.len();
+            if block.is_char_boundary(end) && block[..end].ends_with(list) {
+                format!("{},{driver}{}", &block[..end], &block[end..])
+            } else {
+                block.to_owned()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_driver_joins_the_list_that_is_there() {
+        for (conf, part) in [
+            (
+                "# DATASTORE_MAD = [ ARGUMENTS = \"-d x\" ]\nDATASTORE_MAD = [\n    EXECUTABLE = \"one_datastore\",\n    ARGUMENTS = \"-t 15 -d dummy,fs -s shared\"\n]\nX = [ A = 1 ]\n",
+                "ARGUMENTS = \"-t 15 -d dummy,fs,sdm -s shared\"",
+            ),
+            ("DATASTORE_MAD=[ARGUMENTS=\"-d sdm,fs\"]\n", "DATASTORE_MAD=[ARGUMENTS=\"-d sdm,fs\"]"),
+            ("DATASTORE_MAD = [ ARGUMENTS = \"-t 3\" ]\n", "ARGUMENTS = \"-t 3\""),
+            ("DATASTORE_MAD = [ ARGUMENTS = \"-t 3 -d\" ]\n", "ARGUMENTS = \"-t 3 -d\""),
+            ("DATASTORE_MAD = [ # ]\n", "DATASTORE_MAD = [ # ]"),
+            ("", "-d ...,sdm"),
+            ("DATASTORE_MAD = [ ARGUMENTS = \"unclosed\n", "unclosed"),
+        ] {
+            let text = lines(Some(conf), "sdm");
+            assert!(text.contains(part), "{conf}: {text}");
+            assert!(!text.contains("X = ["), "{text}");
+            assert!(text.contains("NAME = \"sdm\", REQUIRED_ATTRS = \"\""), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_there_is_not_asked_for_again() {
+        let conf = "DS_MAD_CONF = [\n  NAME = \"fs\"\n]\nDS_MAD_CONF = [\n  NAME = \"sdm\", X = \"NO\"\n]\n";
+        assert!(lines(Some(conf), "sdm").contains("there already"));
+        assert!(!lines(Some(&conf.replace("\"sdm\"", "\"sdm2\"")), "sdm").contains("there already"));
+    }
+}
