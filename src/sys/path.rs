@@ -111,4 +111,11 @@ mod tests {
         assert!(Pinned::at(Path::new("/proc/self/fd/0")).is_err());
         assert!(Pinned::at(Path::new("/proc/self/root/etc/passwd")).is_err());
     }
+
+    #[test]
+    fn the_running_program_is_found_without_links() {
+        let own = own_program().unwrap();
+        assert_eq!(own, own.canonicalize().unwrap());
+        assert_eq!(own, std::env::current_exe().unwrap().canonicalize().unwrap());
+    }
 }

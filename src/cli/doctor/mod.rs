@@ -119,7 +119,7 @@ fn look(w: &World, m: &ArgMatches, found: &mut Vec<Finding>) -> Result<()> {
     let mut paths: Vec<PathBuf> = if given.is_empty() {
         known.iter().map(|(_, k)| k.path.clone()).collect()
     } else {
-        given.into_iter().map(|a| path_of(w, a)).collect::<Result<_>>()?
+        given.into_iter().map(|a| Ok(std::path::absolute(path_of(w, a)?)?)).collect::<Result<_>>()?
     };
     paths.sort();
     paths.dedup();

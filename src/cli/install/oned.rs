@@ -122,7 +122,8 @@ mod tests {
     #[test]
     fn what_is_there_is_not_asked_for_again() {
         let conf = "DS_MAD_CONF = [\n  NAME = \"fs\"\n]\nDS_MAD_CONF = [\n  NAME = \"sdm\", X = \"NO\"\n]\n";
-        assert!(lines(Some(conf), "sdm").contains("there already"));
-        assert!(!lines(Some(&conf.replace("\"sdm\"", "\"sdm2\"")), "sdm").contains("there already"));
+        assert!(lines(Some(conf), "sdm").contains("DS_MAD_CONF of sdm is there"));
+        let other = conf.replace("\"sdm\"", "\"sdm2\"");
+        assert!(lines(Some(&other), "sdm").contains("NAME = \"sdm\", REQUIRED"));
     }
 }

@@ -50,7 +50,7 @@ impl Slot {
         let (dir, verb) = path.rsplit_once('/').unwrap_or((".", path));
         let dir = match root.sub(Path::new(dir)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            Err(_) if root.path().join(dir).is_symlink() => {
                 let text = format!(
                     "{}/{dir} is a link to another directory; make it a directory of its own first",
                     root.path().display()
