@@ -105,23 +105,21 @@ fn tools(w: &World) -> Vec<Finding> {
 /// What a tool is for, its package, and whether images cannot be had without it. `None`: no verb that is
 /// offered needs it here.
 fn need(tool: Tool, supported: &[String]) -> Option<(String, &'static str, bool)> {
-    let name = tool.names()[0];
-    let package = match tool {
-        Tool::QemuImg => {
+    let fs = match tool.names()[0] {
+        "qemu-img" => {
             return Some(("qcow2 images, conversions and snapshots".to_owned(), "qemu-utils", true));
         }
-        Tool::MkSwap => return Some(("swap images".to_owned(), "util-linux", false)),
-        Tool::MkIso => return None,
-        Tool::MkfsXfs => "xfsprogs",
-        Tool::MkfsBtrfs => "btrfs-progs",
-        Tool::MkfsVfat => "dosfstools",
-        Tool::MkfsExt2 | Tool::MkfsExt3 | Tool::MkfsExt4 => "e2fsprogs",
+        "mkswap" => return Some(("swap images".to_owned(), "util-linux", false)),
+        name => name.strip_prefix("mkfs.")?,
     };
-    let fs = name.strip_prefix("mkfs.")?;
-    supported
-        .iter()
-        .any(|s| s == fs)
-        .then(|| (format!("images with {fs}, which fs.supported offers"), package, false))
+    let package = match fs {
+        "xfs" => "xfsprogs",
+        "btrfs" => "btrfs-progs",
+        "vfat" => "dosfstools",
+        _ => "e2fsprogs",
+    };
+    let what = format!("images with {fs}, which fs.supported offers");
+    supported.iter().any(|s| s == fs).then_some((what, package, false))
 }
 
 fn qemu(path: &Path, said: Result<&str, &String>) -> Finding {
@@ -322,7 +320,6 @@ mod tests {
         let ext4 = ["ext4".to_owned()];
         assert!(need(Tool::MkfsExt4, &ext4).is_some());
         assert!(need(Tool::MkfsXfs, &ext4).is_none());
-        assert!(need(Tool::MkIso, &ext4).is_none());
         assert!(need(Tool::QemuImg, &[]).unwrap().2);
     }
 
