@@ -1,0 +1,120 @@
+//! What verbs cost, beside the same done by hand in the same run. `cargo bench --bench verbs`, as root
+//! for XFS. `-- --json` prints JSON, `--quick` takes fewer and smaller samples, `--stock DIR` also times an
+//! operator's own scripts in DIR/datastore/fs, and words choose sections: fixed stat copy reflink fetch.
+//! Nothing is judged here: a shared machine is noisy. What must not grow is guarded by the suite (`cost`).
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    clippy::many_single_char_names,
+    reason = "the bench stands outside the house: it starts programs and says what it saw"
+)]
+
+mod copies;
+mod fetches;
+mod fixed;
+mod place;
+mod report;
+mod run;
+mod serve;
+mod store;
+
+use std::path::PathBuf;
+
+#[derive(Default)]
+pub struct Options {
+    json: bool,
+    quick: bool,
+    /// Holds `datastore/fs/<verb>` of another driver.
+    stock: Option<PathBuf>,
+    sections: Vec<String>,
+}
+
+impl Options {
+    fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
+        let mut options = Options::default();
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--bench" => {} // cargo says it
+                "--json" => options.json = true,
+                "--quick" => options.quick = true,
+                "--stock" => options.stock = Some(args.next().ok_or("--stock needs a directory")?.into()),
+                "fixed" | "stat" | "copy" | "reflink" | "fetch" => options.sections.push(arg),
+                other => {
+                    return Err(format!("unknown argument {other:?}; see the head of tests/bench/main.rs"));
+                }
+            }
+        }
+        Ok(options)
+    }
+    fn wants(&self, section: &str) -> bool {
+        self.sections.is_empty() || self.sections.iter().any(|s| s == section)
+    }
+    fn runs(&self, full: u32) -> u32 {
+        if self.quick { (full / 4).max(2) } else { full }
+    }
+    fn size(&self, full: u64) -> u64 {
+        if self.quick { full / 8 } else { full }
+    }
+}
+
+fn main() -> Result<(), String> {
+    let options = Options::parse(std::env::args().skip(1))?;
+    let (places, missing) = place::all();
+    let mut rows = Vec::new();
+    for place in &places {
+        if options.wants("fixed") {
+            rows.extend(fixed::bench(place, &options));
+        }
+        if options.wants("copy") {
+            rows.extend(copies::bench(place, &options));
+        }
+        if options.wants("reflink") && place.reflink {
+            rows.extend(copies::reflink(place, &options));
+        }
+        if options.wants("fetch") && !place.reflink {
+            rows.extend(fetches::bench(place, &options));
+        }
+    }
+    if let Some(first) = places.first() {
+        if options.wants("fixed") {
+            rows.push(fixed::large_dump(first, &options));
+        }
+        if options.wants("stat") {
+            rows.extend(fixed::remote(first, &options));
+        }
+    }
+    let mut header = machine();
+    header.extend(places.iter().map(|p| (p.fs.clone(), p.what.clone())));
+    header.extend(missing.into_iter().map(|line| ("not measured".to_owned(), line)));
+    if options.json {
+        println!("{:#}", report::json(&header, &rows));
+    } else {
+        report::print(&header, &rows);
+    }
+    Ok(())
+}
+
+/// What the numbers depend on.
+fn machine() -> Vec<(String, String)> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let cpu = read("/proc/cpuinfo");
+    let cpu = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or_default();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let libraries = run::tool("ldd", &[store::PROGRAM]);
+    let mut libraries: Vec<&str> =
+        libraries.lines().filter_map(|l| l.split_whitespace().next()?.rsplit('/').next()).collect();
+    libraries.sort_unstable();
+    let size = std::fs::metadata(store::PROGRAM).map_or(0, |m| m.len());
+    [
+        ("date", run::tool("date", &["+%F"]).trim().to_owned()),
+        ("processors", format!("{cores}, {}", cpu.trim_start_matches([' ', '\t', ':']))),
+        ("kernel", read("/proc/sys/kernel/osrelease")),
+        ("load when done", read("/proc/loadavg").split(' ').take(3).collect::<Vec<_>>().join(" ")),
+        ("program", format!("{} KiB; {}", size >> 10, libraries.join(" "))),
+    ]
+    .map(|(k, v)| (k.to_owned(), v))
+    .into()
+}

@@ -1,0 +1,162 @@
+//! Starting programs and measuring them from outside: wall time, processor time, memory, system calls.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// What one run took. Processor time is of the program and all its children, in steps of 10 ms.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Took {
+    pub wall: Duration,
+    pub cpu: Duration,
+}
+
+impl Took {
+    pub fn ms(self) -> f64 {
+        self.wall.as_secs_f64() * 1e3
+    }
+}
+
+/// Runs a program to its end and insists that it succeeds.
+pub fn run(command: &mut Command, stdin: &[u8]) -> (Took, Vec<u8>) {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let cpu = cpu_of_children();
+    let began = Instant::now();
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
+    // A program need not read it.
+    let _ = child.stdin.take().unwrap().write_all(stdin);
+    let out = child.wait_with_output().unwrap();
+    let wall = began.elapsed();
+    let took = Took { wall, cpu: cpu_of_children().saturating_sub(cpu) };
+    (took, must(command, out))
+}
+
+fn must(command: &Command, out: Output) -> Vec<u8> {
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{command:?}: {}: {said}", out.status);
+    out.stdout
+}
+
+/// Runs a tool of the bench's own.
+pub fn tool(program: &str, args: &[&str]) -> String {
+    let (_, out) = run(Command::new(program).args(args), b"");
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Whether a program can be had.
+pub fn have(program: &str) -> bool {
+    ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].iter().any(|d| Path::new(d).join(program).is_file())
+}
+
+/// Processor time of the children that ended, and of their children.
+fn cpu_of_children() -> Duration {
+    let [_, _, user, system] = ticks();
+    Duration::from_millis((user + system) * 10)
+}
+
+/// Processor time of this process itself: the bench's own server works in it.
+pub fn own_cpu() -> Duration {
+    let [user, system, ..] = ticks();
+    Duration::from_millis((user + system) * 10)
+}
+
+/// utime, stime, cutime and cstime in hundredths of a second, as proc(5) has them.
+fn ticks() -> [u64; 4] {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    [11, 12, 13, 14].map(|n| fields[n].parse().unwrap())
+}
+
+/// Runs a program and looks at its memory while it runs: the largest resident size seen, in MiB.
+pub fn memory(command: &mut Command, stdin: &[u8]) -> f64 {
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut pipe = child.stdin.take().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || drop(pipe.write_all(stdin)));
+        let mut peak = 0;
+        while child.try_wait().unwrap().is_none() {
+            let text = std::fs::read_to_string(&status).unwrap_or_default();
+            let kib =
+                text.lines().find_map(|l| l.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
+            peak = peak.max(kib.unwrap_or(0));
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        f64::from(peak) / 1024.0
+    })
+}
+
+/// What a program did, as strace saw it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Calls {
+    /// Programs started after the first.
+    pub children: u32,
+    /// fsync, fdatasync and the like of the program itself, and of its children.
+    pub syncs: u32,
+    pub child_syncs: u32,
+    /// System calls of the program itself.
+    pub calls: u32,
+}
+
+/// Runs a program once under strace. `None` where there is no strace.
+pub fn traced(command: &Command, stdin: &[u8], scratch: &Path) -> Option<Calls> {
+    if !have("strace") {
+        return None;
+    }
+    let file = scratch.join("trace");
+    let mut under = Command::new("strace");
+    under.args(["-f", "-qq", "-s", "0", "-o"]).arg(&file).arg(command.get_program()).args(command.get_args());
+    under.env_clear();
+    for (key, value) in command.get_envs() {
+        if let Some(value) = value {
+            under.env(key, value);
+        }
+    }
+    if let Some(dir) = command.get_current_dir() {
+        under.current_dir(dir);
+    }
+    run(&mut under, stdin);
+    let text = String::from_utf8_lossy(&std::fs::read(&file).unwrap()).into_owned();
+    Some(count(&text))
+}
+
+fn count(text: &str) -> Calls {
+    let mut calls = Calls::default();
+    let mut children = std::collections::HashSet::new();
+    let mut started = 0u32;
+    for line in text.lines() {
+        let Some((pid, rest)) = line.split_once(' ') else { continue };
+        let rest = rest.trim_start();
+        let Some((name, _)) = rest.split_once('(') else { continue };
+        if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
+            continue; // the second half of a call, a signal, an exit
+        }
+        if name.starts_with("execve") && !rest.contains(" = -1 ") {
+            started += 1;
+            if started > 1 {
+                children.insert(pid.to_owned());
+            }
+        }
+        let sync = matches!(name, "fsync" | "fdatasync" | "sync" | "syncfs" | "msync" | "sync_file_range");
+        if children.contains(pid) {
+            calls.child_syncs += u32::from(sync);
+        } else {
+            calls.calls += 1;
+            calls.syncs += u32::from(sync);
+        }
+    }
+    calls.children = started.saturating_sub(1);
+    calls
+}
+
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+    }
+}
