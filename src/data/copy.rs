@@ -4,16 +4,20 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
+use std::sync::mpsc::{channel, sync_channel};
+use std::thread;
 
-use super::sparse::{BLOCK, write_data};
+use super::sparse::{BLOCK, Writeback, write_data};
 use super::{DataError, Sparse, Watch};
 use crate::sys::copy::{self as calls, Medium};
 use crate::sys::effect::{Effect, step};
 
 /// Bytes per call of `copy_file_range`: the time until a request to stop is seen.
-const RANGE: u64 = 64 << 20;
+const RANGE: u64 = 32 << 20;
 /// Bytes per read: stays in the cache of one core between read, look and write.
 const BUF: usize = 512 << 10;
+/// Such buffers between reading and writing.
+const QUEUE: usize = 4;
 
 /// What moved the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,19 +80,18 @@ fn run(src: &File, dst: &File, sparse: Sparse, watch: &Watch) -> Result<Copied, 
             dst.set_len(size).map_err(DataError::io("setting the size"))?;
         }
         calls::will_read_once(src);
-        let mut mover = Mover {
-            src,
-            dst,
-            size,
-            watch,
-            in_kernel: files && sparse != Sparse::Detect,
-            skip_zeros: sparse == Sparse::Detect,
-            fill_holes: !reserved,
-            data: 0,
-            buf: Vec::new(),
-        };
-        mover.extents(sparse)?;
-        let method = if mover.in_kernel { Method::CopyRange } else { Method::Sparse };
+        // Media that cannot tell where data is: all of it is read, and zeros found by looking.
+        let tells = next_data(src, 0, size)?.is_some();
+        let whole = !tells || !reserved;
+        let mut mover =
+            Mover { src, dst, size, whole, watch, pos: 0, data: 0, writeback: Writeback::default() };
+        if files && sparse != Sparse::Detect && !whole {
+            mover.in_kernel()?;
+        }
+        let method = if mover.pos == size { Method::CopyRange } else { Method::Sparse };
+        if mover.pos < size {
+            mover.by_hand(sparse == Sparse::Detect || (!tells && sparse != Sparse::Full))?;
+        }
         Copied { method, size, data: mover.data }
     };
     let (_, after) = calls::measure(src).map_err(DataError::io("looking at the source"))?;
@@ -99,106 +102,135 @@ fn run(src: &File, dst: &File, sparse: Sparse, watch: &Watch) -> Result<Copied, 
     Ok(copied)
 }
 
+/// The next extent of data from `pos` on, empty at the end; `None` where the medium cannot tell.
+fn next_data(src: &File, pos: u64, size: u64) -> Result<Option<Range<u64>>, DataError> {
+    match calls::next_data(src, pos, size) {
+        Ok(found) => Ok(Some(found.unwrap_or(size..size))),
+        Err(e) if e.kind() == io::ErrorKind::Unsupported => Ok(None),
+        Err(source) => Err(DataError::Io { doing: "looking for data", source }),
+    }
+}
+
+/// Copies front to back.
 struct Mover<'a> {
     src: &'a File,
     dst: &'a File,
     size: u64,
+    /// Holes are copied as zeros, too.
+    whole: bool,
     watch: &'a Watch,
-    in_kernel: bool,
-    skip_zeros: bool,
-    fill_holes: bool,
+    /// Up to here all is done, holes included.
+    pos: u64,
     data: u64,
-    buf: Vec<u8>,
+    writeback: Writeback,
 }
 
 impl Mover<'_> {
-    fn extents(&mut self, sparse: Sparse) -> Result<(), DataError> {
-        let mut pos = 0;
-        while pos < self.size {
-            let extent = match calls::next_data(self.src, pos, self.size) {
-                Ok(found) => found.unwrap_or(self.size..self.size),
-                Err(e) if e.kind() == io::ErrorKind::Unsupported => {
-                    self.in_kernel = false;
-                    self.skip_zeros = sparse != Sparse::Full;
-                    pos..self.size
+    fn done_to(&mut self, pos: u64) {
+        self.watch.progress.add(pos - self.pos);
+        self.pos = pos;
+        self.writeback.written(self.dst, pos);
+    }
+
+    /// As far as the kernel copies; where it does not offer that, `pos` stays behind.
+    fn in_kernel(&mut self) -> Result<(), DataError> {
+        while let Some(extent) = next_data(self.src, self.pos, self.size)? {
+            self.done_to(extent.start);
+            while self.pos < extent.end {
+                self.watch.check("copying")?;
+                let want = usize::try_from(RANGE.min(extent.end - self.pos)).unwrap_or(BUF);
+                match calls::copy_range(self.src, self.dst, self.pos, want) {
+                    Ok(n) if n > 0 => {
+                        self.data += n as u64;
+                        self.done_to(self.pos + n as u64);
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) if !calls::is_not_offered(&e) => {
+                        return Err(DataError::Io { doing: "copying", source: e });
+                    }
+                    // Nothing copied although there is data: some file systems do that; reading will tell.
+                    Ok(_) | Err(_) => return Ok(()),
                 }
-                Err(source) => return Err(DataError::Io { doing: "looking for data", source }),
-            };
-            self.hole(pos..extent.start)?;
-            pos = extent.end;
-            self.extent(extent)?;
-        }
-        Ok(())
-    }
-
-    fn hole(&mut self, mut hole: Range<u64>) -> Result<(), DataError> {
-        if !self.fill_holes {
-            self.watch.progress.add(hole.end - hole.start);
-            return Ok(());
-        }
-        self.buf.clear();
-        self.buf.resize(BUF, 0);
-        while !hole.is_empty() {
-            self.watch.check("copying")?;
-            let n = block(&hole, BUF);
-            self.dst.write_all_at(&self.buf[..n], hole.start).map_err(DataError::io("writing"))?;
-            self.moved(&mut hole, n);
-        }
-        Ok(())
-    }
-
-    fn extent(&mut self, mut extent: Range<u64>) -> Result<(), DataError> {
-        while !extent.is_empty() {
-            self.watch.check("copying")?;
-            let n = if self.in_kernel { self.copy_range(&extent)? } else { None };
-            let n = match n {
-                Some(n) => n,
-                None => self.read_write(&extent)?,
-            };
-            self.moved(&mut extent, n);
-        }
-        Ok(())
-    }
-
-    fn moved(&self, range: &mut Range<u64>, n: usize) {
-        range.start += n as u64;
-        self.watch.progress.add(n as u64);
-    }
-
-    /// `None`: not this way, neither now nor later.
-    fn copy_range(&mut self, extent: &Range<u64>) -> Result<Option<usize>, DataError> {
-        let want = usize::try_from(RANGE.min(extent.end - extent.start)).unwrap_or(BUF);
-        match calls::copy_range(self.src, self.dst, extent.start, want) {
-            Ok(n) if n > 0 => {
-                self.data += n as u64;
-                Ok(Some(n))
             }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(Some(0)),
-            Err(e) if !calls::is_not_offered(&e) => Err(DataError::Io { doing: "copying", source: e }),
-            // Nothing copied although there is data: some file systems do that; reading will tell.
-            Ok(_) | Err(_) => {
-                self.in_kernel = false;
-                Ok(None)
+            if self.pos == self.size {
+                break;
             }
         }
+        Ok(())
     }
 
-    fn read_write(&mut self, extent: &Range<u64>) -> Result<usize, DataError> {
-        self.buf.resize(BUF, 0);
-        let want = block(extent, BUF);
-        let n = calls::read_full(self.src, &mut self.buf[..want], extent.start)
-            .map_err(DataError::io("reading"))?;
-        if n < want {
-            return Err(DataError::SourceChanged { before: self.size, after: extent.start + n as u64 });
-        }
-        let buf = &self.buf[..n];
-        let put = |data: &[u8], at| self.dst.write_all_at(data, at).map_err(DataError::io("writing"));
-        self.data += if self.skip_zeros {
-            write_data(buf, extent.start, put)?
+    /// The rest, read and written; large ones by two threads, so that reading waits for no writing.
+    fn by_hand(&mut self, skip_zeros: bool) -> Result<(), DataError> {
+        let mut blocks =
+            Blocks { src: self.src, size: self.size, whole: self.whole, extent: self.pos..self.pos };
+        if self.size - self.pos <= 2 * BUF as u64 {
+            let mut buf = vec![0; BUF];
+            while let Some((at, n)) = blocks.next(&mut buf)? {
+                self.put(at, &buf[..n], skip_zeros)?;
+            }
         } else {
-            put(buf, extent.start).map(|()| n as u64)?
-        };
-        Ok(n)
+            thread::scope(|scope| {
+                let (full, filled) = sync_channel(QUEUE);
+                let (empty, emptied) = channel();
+                (0..QUEUE).for_each(|_| drop(empty.send(vec![0; BUF])));
+                let reader = scope.spawn(move || {
+                    // A writer that has gone knows why.
+                    while let Ok(mut buf) = emptied.recv() {
+                        let Some((at, n)) = blocks.next(&mut buf)? else { break };
+                        if full.send((buf, at, n)).is_err() {
+                            break;
+                        }
+                    }
+                    Ok(())
+                });
+                for (buf, at, n) in filled {
+                    self.put(at, &buf[..n], skip_zeros)?;
+                    let _ = empty.send(buf);
+                }
+                reader.join().unwrap_or(Err(DataError::Died))
+            })?;
+        }
+        self.done_to(self.size);
+        Ok(())
+    }
+
+    fn put(&mut self, at: u64, buf: &[u8], skip_zeros: bool) -> Result<(), DataError> {
+        self.watch.check("copying")?;
+        let put = |data: &[u8], at| self.dst.write_all_at(data, at).map_err(DataError::io("writing"));
+        self.data +=
+            if skip_zeros { write_data(buf, at, put)? } else { put(buf, at).map(|()| buf.len() as u64)? };
+        self.done_to(at + buf.len() as u64);
+        Ok(())
+    }
+}
+
+/// The data of a file, front to back.
+struct Blocks<'a> {
+    src: &'a File,
+    size: u64,
+    whole: bool,
+    /// What is left of the extent at hand.
+    extent: Range<u64>,
+}
+
+impl Blocks<'_> {
+    /// Fills `buf` with the next data; where it lies and how much it is.
+    fn next(&mut self, buf: &mut [u8]) -> Result<Option<(u64, usize)>, DataError> {
+        if self.extent.is_empty() {
+            let all = self.extent.end..self.size;
+            self.extent =
+                if self.whole { all } else { next_data(self.src, all.start, all.end)?.unwrap_or(all) };
+        }
+        if self.extent.is_empty() {
+            return Ok(None);
+        }
+        let (at, want) = (self.extent.start, block(&self.extent, buf.len()));
+        let n = calls::read_full(self.src, &mut buf[..want], at).map_err(DataError::io("reading"))?;
+        if n < want {
+            return Err(DataError::SourceChanged { before: self.size, after: at + n as u64 });
+        }
+        self.extent.start += n as u64;
+        Ok(Some((at, n)))
     }
 }
 

@@ -27,6 +27,25 @@ pub(super) fn is_zero(block: &[u8]) -> bool {
     block == &ZEROS[..block.len()]
 }
 
+/// Has the medium at work while there is still data to come: the flush at the end then waits for little,
+/// and a large image does not fill the host's memory with pages that all must go out at once.
+#[derive(Default)]
+pub(super) struct Writeback {
+    begun: u64,
+}
+
+impl Writeback {
+    const STEP: u64 = 32 << 20;
+
+    /// Everything before `pos` is written.
+    pub(super) fn written(&mut self, dst: &File, pos: u64) {
+        if pos >= self.begun + Self::STEP {
+            copy::begin_writeback(dst, &(self.begun..pos));
+            self.begun = pos;
+        }
+    }
+}
+
 /// Writes front to back into a file that is empty and reads zero; zeros are skipped or written.
 pub(super) struct Writer<'a> {
     dst: &'a File,
@@ -37,6 +56,7 @@ pub(super) struct Writer<'a> {
     /// The size set so far.
     ahead: u64,
     data: u64,
+    writeback: Writeback,
 }
 
 /// XFS allocates beyond the end of a file that grows by writing, and what it took stays in the holes
@@ -50,7 +70,8 @@ impl<'a> Writer<'a> {
         if medium == Medium::File && size != 0 {
             return Err(DataError::TargetNotEmpty { size });
         }
-        Ok(Writer { dst, medium, skip_zeros: sparse != Sparse::Full, limit, pos: 0, ahead: 0, data: 0 })
+        let (skip_zeros, writeback) = (sparse != Sparse::Full, Writeback::default());
+        Ok(Writer { dst, medium, skip_zeros, limit, pos: 0, ahead: 0, data: 0, writeback })
     }
 
     pub(super) fn push(&mut self, buf: &[u8]) -> Result<(), DataError> {
@@ -70,6 +91,7 @@ impl<'a> Writer<'a> {
         } else {
             put(buf, at).map(|()| buf.len() as u64)?
         };
+        self.writeback.written(self.dst, self.pos);
         Ok(())
     }
 

@@ -1,9 +1,11 @@
 //! The system calls that move bytes between open files: share extents, copy in the kernel, find and
 //! make holes. Thin: what a failure means is decided by `data`.
+#![expect(unsafe_code, reason = "starting a write-back has no safe wrapper")]
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{Advice, FallocateFlags, FileType, SeekFrom};
@@ -77,6 +79,16 @@ pub fn reserve(file: &File, len: u64) -> io::Result<bool> {
 /// Tells the kernel that the file will be read once from front to back. Advice only.
 pub fn will_read_once(file: &File) {
     let _ = rustix::fs::fadvise(file, 0, None, Advice::Sequential);
+}
+
+/// Starts to write a range back to the medium and waits for nothing. Says nothing of success: that is
+/// still the fsync's to tell, which also sees the errors met here.
+pub fn begin_writeback(file: &File, range: &Range<u64>) {
+    let (Ok(at), Ok(len)) = (i64::try_from(range.start), i64::try_from(range.end - range.start)) else {
+        return;
+    };
+    // SAFETY: a plain system call on a descriptor that `file` keeps open and three numbers.
+    let _ = unsafe { libc::sync_file_range(file.as_raw_fd(), at, len, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
 /// What kind of thing an open file is, as far as copying cares.
