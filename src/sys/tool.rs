@@ -14,7 +14,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Resource, Rlimit};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open};
 
 use super::effect::{Effect, step};
 use super::{Cancel, Class};
@@ -267,6 +267,8 @@ fn supervise(tool: Tool, path: &Path, args: &[&OsStr], opts: &mut Run<'_>) -> Re
     let io = |what| move |source| ToolError::Io { tool, what, source };
     let begin = Instant::now();
     let mut running = Running { child: spawn(path, args, opts).map_err(io("starting it"))?, given_up: false };
+    let exit = i32::try_from(running.child.id()).ok().and_then(Pid::from_raw);
+    let exit = exit.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let mut stdout = running.child.stdout.take().map(OwnedFd::from);
     let mut stderr = running.child.stderr.take().map(OwnedFd::from);
     for fd in [&stdout, &stderr].into_iter().flatten() {
@@ -305,9 +307,13 @@ fn supervise(tool: Tool, path: &Path, args: &[&OsStr], opts: &mut Run<'_>) -> Re
             return Err(if running.stop() { why } else { ToolError::Stuck { tool, pid } });
         }
         if quiet {
-            let mut fds: Vec<_> =
-                [&stdout, &stderr].into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
-            // Output wakes us; an exit whose pipes are shut is found by asking, soon, then less often.
+            let mut fds: Vec<_> = [&stdout, &stderr, &exit]
+                .into_iter()
+                .flatten()
+                .map(|fd| PollFd::new(fd, PollFlags::IN))
+                .collect();
+            // Output wakes us, and the exit does where the kernel tells of it; else it is found by
+            // asking once the pipes are shut, soon, then less often.
             let shut = fds.is_empty();
             nap(&mut fds, if shut { pause } else { SLICE });
             if shut {
