@@ -11,6 +11,7 @@ mod ofd;
 pub use mem::MemLocks;
 pub use ofd::OfdLocks;
 
+use crate::sys::effect::bug;
 use crate::sys::{Cancel, Class};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -189,7 +190,8 @@ pub fn domain_lock(
 /// Takes a job's owner lease, or says at once that the job lives.
 pub fn owner_lease(locks: &dyn LockBackend, job: JobId) -> Result<OwnerLease, LockError> {
     let id = LeaseId::Owner(job);
-    Ok(OwnerLease { held: locks.try_acquire(&id, Mode::Exclusive)?, id })
+    let wrong = bug("skip-owner-lease").then(|| LeaseId::Probe(job.to_string()));
+    Ok(OwnerLease { held: locks.try_acquire(wrong.as_ref().unwrap_or(&id), Mode::Exclusive)?, id })
 }
 
 /// Takes leases on several slabs, all or none. A slab wanted in two modes is taken exclusively.

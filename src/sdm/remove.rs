@@ -3,7 +3,7 @@
 
 use super::record::Step;
 use super::{Domain, Job, Result, SdmError, Work, settle, work};
-use crate::engine::{EngineError, Grave, Name, Object, Place};
+use crate::engine::{EngineError, Name, Object, Place};
 use crate::lock::{self, LockError};
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ pub fn outrank(domain: &Domain, job: &Job, names: &[Name]) -> Result<()> {
             settle::settle(domain, &dead, job)?;
         } else {
             let lock = lock::domain_lock(&*domain.locks, job.jobs.waits.lock, job.cancel())?;
-            settle::take_away(&*domain.engine, &lock, rival, job.id)?;
+            settle::take_away(&*domain.engine, &lock, rival, job.id, false)?;
         }
     }
     Ok(())
@@ -60,9 +60,9 @@ pub fn remove(domain: &Domain, job: &Job, names: &[Name], request: &str) -> Resu
     let owner = work::own(domain, job.id)?;
     {
         let lock = lock::domain_lock(&*domain.locks, job.jobs.waits.lock, job.cancel())?;
-        for (n, o) in (0..).zip(&there) {
+        for o in &there {
             lock.still_held()?;
-            let grave = Grave { job: job.id, n, keep: false };
+            let grave = settle::free_grave(&*domain.engine, job.id, 0, false)?;
             domain.engine.bury(&lock, &o.place, o.id, &grave)?;
             domain.engine.sync(&[Place::Dead(grave), o.place.clone()])?;
         }

@@ -44,9 +44,11 @@ pub fn settle(domain: &Domain, dead: &OwnerLease, by: &Job) -> Result<Settled> {
                     engine.close(dead)?;
                     Settled::Finished
                 }
-                Some(false) | None => undo(engine, &lock, job)?,
+                Some(false) => undo(engine, &lock, job, false)?,
+                // It had decided, and somebody else decided after it: what it displaced is not ours to drop.
+                None => undo(engine, &lock, job, true)?,
             },
-            None => undo(engine, &lock, job)?,
+            None => undo(engine, &lock, job, false)?,
         }
     };
     let action = if settled == Settled::Finished { "finished" } else { "undone" };
@@ -56,17 +58,23 @@ pub fn settle(domain: &Domain, dead: &OwnerLease, by: &Job) -> Result<Settled> {
 }
 
 /// Takes away every staged slab, the first step's source among them, by one rename each.
-fn undo(engine: &dyn Engine, lock: &DomainLock, job: JobId) -> Result<Settled> {
-    take_away(engine, lock, job, job)?;
+fn undo(engine: &dyn Engine, lock: &DomainLock, job: JobId, keep: bool) -> Result<Settled> {
+    take_away(engine, lock, job, job, keep)?;
     Ok(Settled::Undone)
 }
 
 /// Renames all that `job` has staged into tombstones of `by`. From then on `job` can publish nothing.
-pub(super) fn take_away(engine: &dyn Engine, lock: &DomainLock, job: JobId, by: JobId) -> Result<()> {
+pub(super) fn take_away(
+    engine: &dyn Engine,
+    lock: &DomainLock,
+    job: JobId,
+    by: JobId,
+    keep: bool,
+) -> Result<()> {
     for slab in engine.staged(job)? {
         lock.still_held()?;
         if let Place::Staged(_, n) = slab.place {
-            let grave = Grave { job: by, n: UNDONE.saturating_add(n), keep: false };
+            let grave = free_grave(engine, by, UNDONE.saturating_add(n), keep)?;
             match engine.bury(lock, &slab.place, slab.id, &grave) {
                 // Its owner took it back or published it at this very moment.
                 Ok(()) | Err(EngineError::Absent(_) | EngineError::Changed(_)) => {}
@@ -75,6 +83,15 @@ pub(super) fn take_away(engine: &dyn Engine, lock: &DomainLock, job: JobId, by: 
         }
     }
     Ok(())
+}
+
+/// The first unused tombstone from number `n` on: an earlier life of the same job id may have left some.
+pub(super) fn free_grave(engine: &dyn Engine, job: JobId, n: u32, keep: bool) -> Result<Grave> {
+    let mut grave = Grave { job, n, keep };
+    while engine.look(&Place::Dead(grave))?.is_some() {
+        grave.n = grave.n.saturating_add(1);
+    }
+    Ok(grave)
 }
 
 /// Deletes the owner's staging area and its tombstones, the kept ones excepted. Whatever cannot be

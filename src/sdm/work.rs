@@ -108,9 +108,10 @@ impl<'a> Work<'a> {
     }
 
     /// The next tombstone of this job.
-    pub fn grave(&mut self, keep: bool) -> Grave {
-        self.graves += 1;
-        Grave { job: self.job.id, n: self.graves - 1, keep }
+    fn grave(&mut self, keep: bool) -> Result<Grave> {
+        let grave = settle::free_grave(&*self.domain.engine, self.job.id, self.graves, keep)?;
+        self.graves = grave.n + 1;
+        Ok(grave)
     }
 
     /// A step that gives a slab its name: free, or taken from what is there now, which is kept.
@@ -118,14 +119,15 @@ impl<'a> Work<'a> {
         let (from, id, to) = (slab.n, slab.id, to.clone());
         Ok(match self.domain.engine.look(&Place::Public(to.clone()))? {
             None => Step::Publish { from, id, to },
-            Some(old) => Step::Replace { from, id, to, old: old.id, grave: self.grave(true) },
+            Some(old) => Step::Replace { from, id, to, old: old.id, grave: self.grave(true)? },
         })
     }
 
     /// A step that removes a name, if it is there.
     pub fn step_bury(&mut self, name: &Name, keep: bool) -> Result<Option<Step>> {
         let at = self.domain.engine.look(&Place::Public(name.clone()))?;
-        Ok(at.map(|o| Step::Bury { name: name.clone(), id: o.id, grave: self.grave(keep) }))
+        let Some(o) = at else { return Ok(None) };
+        Ok(Some(Step::Bury { name: name.clone(), id: o.id, grave: self.grave(keep)? }))
     }
 
     /// Decides: the record becomes durable, the steps are taken under the domain lock, the first one
@@ -196,12 +198,14 @@ fn staged_is_gone(engine: &dyn Engine, job: JobId, step: &Step) -> Result<bool> 
 /// so this also finishes the work of a dead job. A name that meanwhile belongs to another object is
 /// left to it; what should have had it is kept as a tombstone.
 pub(super) fn finish(engine: &dyn Engine, lock: &DomainLock, commit: &Commit) -> Result<()> {
-    let sync = |step: &Step| match step {
+    // Targets before sources: an object may have two names for a while, never none.
+    let places = |step: &Step| match step {
         Step::Publish { from, to, .. } | Step::Replace { from, to, .. } => {
-            engine.sync(&[Place::Public(to.clone()), Place::Staged(commit.job, *from)])
+            [Place::Public(to.clone()), Place::Staged(commit.job, *from)]
         }
-        Step::Bury { name, grave, .. } => engine.sync(&[Place::Dead(*grave), Place::Public(name.clone())]),
+        Step::Bury { name, grave, .. } => [Place::Dead(*grave), Place::Public(name.clone())],
     };
+    let mut rest = Vec::new();
     for (i, step) in commit.steps.iter().enumerate() {
         lock.still_held()?;
         match take(engine, lock, commit.job, step) {
@@ -211,12 +215,15 @@ pub(super) fn finish(engine: &dyn Engine, lock: &DomainLock, commit: &Commit) ->
             }
             Err(e) => return Err(e.into()),
         }
-        // Each before the next: the first decides, and must not be lost while a later one is kept.
-        if i == 0 || i + 1 == commit.steps.len() {
-            sync(step)?;
+        // The first decides, and must not be lost while a later one is kept.
+        if i == 0 {
+            engine.sync(&places(step))?;
+        } else {
+            rest.extend(places(step));
         }
     }
-    Ok(())
+    // All of them before the record becomes a done record, which nobody finishes.
+    Ok(engine.sync(&rest)?)
 }
 
 /// One step, or nothing when it has been taken already.
@@ -252,7 +259,7 @@ fn take(
 /// Keeps the staged source of a step that cannot be taken any more.
 fn set_aside(engine: &dyn Engine, lock: &DomainLock, job: JobId, step: &Step) -> Result<()> {
     if let Step::Publish { from, id, .. } | Step::Replace { from, id, .. } = step {
-        let grave = Grave { job, n: settle::UNDONE + from, keep: true };
+        let grave = settle::free_grave(engine, job, settle::UNDONE.saturating_add(*from), true)?;
         engine.bury(lock, &Place::Staged(job, *from), *id, &grave)?;
     }
     Ok(())

@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 /// Points killed, per kind of effect.
 type Points = BTreeMap<String, usize>;
 
-fn full() -> bool {
+/// Whether the whole was asked for.
+pub fn full() -> bool {
     std::env::var_os("ONESDM_FULL").is_some_and(|v| v == "1")
 }
 
 /// A bed whose datastore is a domain already, unless the scene is about first contact.
-fn ready(stores: Option<&Path>, domain: bool) -> Bed {
+pub fn ready(stores: Option<&Path>, domain: bool) -> Bed {
     if let Some(dir) = stores {
         let _ = std::fs::remove_dir_all(dir);
     }
@@ -32,7 +33,7 @@ fn ready(stores: Option<&Path>, domain: bool) -> Bed {
 }
 
 /// The effects of a call, in order, by the program's own count.
-fn effects(scene: &Scene, stores: Option<&Path>, domain: bool) -> Vec<String> {
+pub fn effects(scene: &Scene, stores: Option<&Path>, domain: bool) -> Vec<String> {
     let bed = ready(stores, domain);
     let stage = scene.stage(&bed);
     let log = bed.root().join("effects");
@@ -43,7 +44,7 @@ fn effects(scene: &Scene, stores: Option<&Path>, domain: bool) -> Vec<String> {
 }
 
 /// Kills at one point and puts everything to the test.
-fn point(
+pub fn point(
     scene: &Scene,
     stores: Option<&Path>,
     domain: bool,
@@ -84,7 +85,7 @@ fn point(
 }
 
 /// After a collection nothing of ours is left but what is kept on purpose.
-fn swept(bed: &Bed) -> Result<(), String> {
+pub fn swept(bed: &Bed) -> Result<(), String> {
     let sdm = bed.store_path(100).join(".sdm");
     let mut left = names(&sdm.join("new"));
     let keep = |name: &String| Path::new(name).extension().is_some_and(|e| e == "keep");

@@ -30,6 +30,7 @@ mod layers;
 mod noshell;
 mod oned;
 mod oracle;
+mod power;
 mod race;
 mod replay;
 mod scenes;

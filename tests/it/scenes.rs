@@ -185,6 +185,11 @@ pub fn all() -> Vec<Scene> {
             s.dump = s.doc().source(s.bed, name).xml();
             s.after.rm(name);
         }),
+        scene("rm raw alone", "rm", |s| {
+            let name = s.existing("raw", false);
+            s.dump = s.doc().source(s.bed, name).xml();
+            s.after.rm(name);
+        }),
         scene("rm of nothing", "rm", |s| s.dump = s.doc().source(s.bed, &"0".repeat(32)).xml()),
         scene("snap_delete raw", "snap_delete", |s| snap(s, "raw", "1", Tree::snap_delete)),
         scene("snap_revert raw", "snap_revert", |s| snap(s, "raw", "0", Tree::snap_revert)),

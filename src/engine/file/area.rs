@@ -76,6 +76,8 @@ impl FileEngine {
         let staging = self.sub(format!("{AREA}/new/{job}"))?;
         let (name, tmp) = (OsStr::new(HEADER), OsStr::new("tmp"));
         staging.put_new(name, tmp, header, true).map_err(err())?;
+        // Whoever sees the header may rely on all the rest.
+        area.sync().map_err(err())?;
         let won = exists_is_fine(staging.link(name, &area, name)).map_err(err());
         new.remove_tree(OsStr::new(&job)).map_err(err())?;
         won?;
@@ -113,8 +115,13 @@ impl FileEngine {
         let what = dir.path().join(file_name(record));
         dir.put_new(OsStr::new(file_name(record)), OsStr::new("tmp"), bytes, durable)
             .map_err(io_error(what.display()))?;
-        // With the directory every staged entry becomes durable, too.
-        if durable { dir.sync().map_err(io_error(what.display())) } else { Ok(()) }
+        if durable {
+            // With the directory every staged entry becomes durable, too; and the directory's own name,
+            // or a power loss could keep the first step and lose the record that asks for the others.
+            dir.sync().map_err(io_error(what.display()))?;
+            self.sub(format!("{AREA}/new"))?.sync().map_err(io_error(what.display()))?;
+        }
+        Ok(())
     }
 
     pub(super) fn read_record(&self, job: JobId, record: Record) -> Result<Option<Vec<u8>>> {
