@@ -202,7 +202,13 @@ fn records(c: &Case) -> Outcome {
     c.engine.close(&c.owner)?;
     assert_eq!(c.engine.record(job, Record::Commit)?, None);
     assert_eq!(c.engine.record(job, Record::Done)?.as_deref(), Some(&b"c2"[..]));
-    assert_eq!(c.engine.done()?.iter().map(|d| d.0).collect::<Vec<_>>(), [job]);
+    let done =
+        || Ok::<_, EngineError>(c.engine.done()?.iter().map(|d| (d.job, d.acknowledged)).collect::<Vec<_>>());
+    assert_eq!(done()?, [(job, false)]);
+    c.engine.acknowledge(&c.lock()?, job)?;
+    c.engine.acknowledge(&c.lock()?, job)?;
+    assert_eq!(done()?, [(job, true)]);
+    assert_eq!(c.engine.record(job, Record::Done)?.as_deref(), Some(&b"c2"[..]));
     c.engine.forget(&c.lock()?, job)?;
     assert_eq!(c.engine.record(job, Record::Done)?, None);
     Ok(())

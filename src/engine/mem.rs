@@ -2,8 +2,8 @@
 //! verb and every sequence of crashes can run thousands of times a second; it forgets on exit.
 
 use super::{
-    Access, Attachment, Bytes, Capabilities, Engine, EngineError, Grave, Identity, Kind, Name, Object, Place,
-    Record, Result, Spec, Usage,
+    Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Identity, Kind, Name,
+    Object, Place, Record, Result, Spec, Usage,
 };
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
 use crate::sys::effect::{Effect, step};
@@ -28,7 +28,8 @@ struct State {
     /// By path, as the file engine lays them out: `x`, `x.snap/1`, `.sdm/new/<job>/0`, `.sdm/del/<grave>`.
     nodes: BTreeMap<String, Node>,
     areas: BTreeMap<JobId, BTreeMap<&'static str, Vec<u8>>>,
-    done: BTreeMap<JobId, (Vec<u8>, i64)>,
+    /// Bytes, time, and whether acknowledged.
+    done: BTreeMap<JobId, (Vec<u8>, i64, bool)>,
     last: u64,
 }
 
@@ -332,7 +333,7 @@ impl Engine for MemEngine {
     fn record(&self, job: JobId, record: Record) -> Result<Option<Vec<u8>>> {
         let s = self.state();
         Ok(match record {
-            Record::Done => s.done.get(&job).map(|(b, _)| b.clone()),
+            Record::Done => s.done.get(&job).map(|d| d.0.clone()),
             r => s.areas.get(&job).and_then(|a| a.get(record_key(r)).cloned()),
         })
     }
@@ -341,13 +342,27 @@ impl Engine for MemEngine {
         self.change(Effect::Rename, "done", |s| {
             let bytes = s.areas.get_mut(&owner.job()).and_then(|a| a.remove("commit"));
             let bytes = bytes.ok_or_else(|| EngineError::Absent(format!("the commit of {}", owner.job())))?;
-            s.done.insert(owner.job(), (bytes, now()));
+            s.done.insert(owner.job(), (bytes, now(), false));
             Ok(())
         })
     }
 
-    fn done(&self) -> Result<Vec<(JobId, i64)>> {
-        Ok(self.state().done.iter().map(|(j, (_, t))| (*j, *t)).collect())
+    fn done(&self) -> Result<Vec<Finished>> {
+        let done = |(job, (_, changed, acknowledged)): (&JobId, &(Vec<u8>, i64, bool))| Finished {
+            job: *job,
+            changed: *changed,
+            acknowledged: *acknowledged,
+        };
+        Ok(self.state().done.iter().map(done).collect())
+    }
+
+    fn acknowledge(&self, _lock: &DomainLock, job: JobId) -> Result<()> {
+        self.change(Effect::Rename, "done", |s| {
+            if let Some(d) = s.done.get_mut(&job) {
+                d.2 = true;
+            }
+            Ok(())
+        })
     }
 
     fn forget(&self, _lock: &DomainLock, job: JobId) -> Result<()> {

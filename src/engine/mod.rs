@@ -172,6 +172,16 @@ pub enum Record {
     Done,
 }
 
+/// A done record, as far as its name tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finished {
+    pub job: JobId,
+    /// Seconds since 1970 of its last change.
+    pub changed: i64,
+    /// A later request named what the job made: its answer had reached somebody.
+    pub acknowledged: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     Read,
@@ -304,8 +314,9 @@ pub trait Engine: Debug + Send + Sync {
     fn record(&self, job: JobId, record: Record) -> Result<Option<Vec<u8>>>;
     /// Turns the owner's commit record into a done record.
     fn close(&self, owner: &OwnerLease) -> Result<()>;
-    /// Done records with the time they were last changed.
-    fn done(&self) -> Result<Vec<(JobId, i64)>>;
+    fn done(&self) -> Result<Vec<Finished>>;
+    /// Marks a done record: somebody came to know what the job made. Absent is not an error.
+    fn acknowledge(&self, lock: &DomainLock, job: JobId) -> Result<()>;
     fn forget(&self, lock: &DomainLock, job: JobId) -> Result<()>;
 
     /// Gives a staged slab a public name that nobody has. Its parent must exist.

@@ -28,8 +28,8 @@ pub fn check(domain: &Domain) -> Result<Vec<Problem>> {
         out.push(problem("area", ".sdm/domain.json", e));
     }
     commits(domain, &mut out)?;
-    for (job, _) in domain.engine.done()? {
-        let bytes = domain.engine.record(job, Record::Done)?.unwrap_or_default();
+    for job in domain.engine.done()?.into_iter().map(|d| d.job) {
+        let bytes = domain.engine.record(job, Record::Done).unwrap_or_default().unwrap_or_default();
         if let Err(e) = super::record::decode::<Commit>("done record", &bytes) {
             out.push(problem("record", job, e));
         }

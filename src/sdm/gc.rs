@@ -5,7 +5,7 @@
 
 use super::event::What;
 use super::{Domain, Job, Result, settle};
-use crate::engine::{Grave, Object, Place};
+use crate::engine::{Finished, Grave, Object, Place};
 use crate::lock::{self, JobId, LockError};
 use crate::sys::Bytes;
 use serde::Serialize;
@@ -71,8 +71,8 @@ pub fn plan(domain: &Domain, policy: &Policy) -> Result<Vec<Finding>> {
     let oldest = now().saturating_sub(seconds(policy.done_age));
     let over = done.len().saturating_sub(policy.done_max);
     let mut by_age = done;
-    by_age.sort_by_key(|(_, t)| *t);
-    for (i, (job, changed)) in by_age.into_iter().enumerate() {
+    by_age.sort_by_key(|d| d.changed);
+    for (i, Finished { job, changed, .. }) in by_age.into_iter().enumerate() {
         if i < over || changed < oldest {
             let why = if i < over { "more records than kept" } else { "older than kept" };
             out.push(Finding {
@@ -92,7 +92,7 @@ fn of_job(domain: &Domain, job: JobId) -> Result<Finding> {
     for o in domain.engine.staged(job)? {
         bytes += domain.engine.weight(&o.place)?.0;
     }
-    let intent = settle::intent_of(domain, job)?;
+    let intent = settle::intent_of(domain, job);
     let what = intent.map_or_else(
         || format!("job {job}"),
         |i| {
@@ -171,7 +171,7 @@ pub fn collect(domain: &Domain, job: &Job, policy: &Policy) -> Result<Report> {
             Err(e) => report.errors.push(format!("{}: {e}", finding.what)),
         }
     }
-    let lock = lock::domain_lock(&*domain.locks, job.jobs.waits.lock, job.cancel())?;
+    let lock = settle::lock_domain(domain, job, job.jobs.waits.lock)?;
     domain.engine.tidy(&lock)?;
     Ok(report)
 }
@@ -179,7 +179,7 @@ pub fn collect(domain: &Domain, job: &Job, policy: &Policy) -> Result<Report> {
 /// `false` when its owner turned out to live.
 fn act(domain: &Domain, job: &Job, finding: &Finding) -> Result<bool> {
     let engine = &*domain.engine;
-    let lock = || lock::domain_lock(&*domain.locks, job.jobs.waits.lock, job.cancel());
+    let lock = || settle::lock_domain(domain, job, job.jobs.waits.lock);
     if let Subject::Done(id) = finding.subject {
         engine.forget(&lock()?, id)?;
         return Ok(true);

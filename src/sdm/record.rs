@@ -70,6 +70,14 @@ pub struct Commit {
 }
 
 impl Commit {
+    /// Whether this job gave this object this name.
+    pub fn made(&self, name: &Name, object: Identity) -> bool {
+        self.steps.iter().any(|s| match s {
+            Step::Publish { id, to, .. } | Step::Replace { id, to, .. } => to == name && *id == object,
+            Step::Bury { .. } => false,
+        })
+    }
+
     pub fn names(&self, name: &Name) -> bool {
         self.steps.iter().any(|s| s.target() == name)
     }

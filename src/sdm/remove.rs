@@ -8,12 +8,16 @@ use crate::lock::{self, LockError};
 use std::time::{Duration, Instant};
 
 /// Stops every job that is making one of these names. Afterwards none of them can publish it. The
-/// caller need not hold the slab lease: such a job holds it.
-pub fn outrank(domain: &Domain, job: &Job, names: &[Name]) -> Result<()> {
+/// caller need not hold the slab lease: such a job holds it, and keeps it when it does not even end
+/// (`false`); then it is not to be waited for. A removal is no rival.
+pub fn outrank(domain: &Domain, job: &Job, names: &[Name]) -> Result<bool> {
+    let mut ended = true;
     for rival in domain.engine.jobs()? {
         let makes =
-            settle::intent_of(domain, rival)?.is_some_and(|i| i.targets.iter().any(|t| names.contains(t)));
-        if rival == job.id || !makes {
+            settle::intent_of(domain, rival).is_some_and(|i| i.targets.iter().any(|t| names.contains(t)));
+        let commit = settle::commit_of(domain, rival).unwrap_or_default();
+        let removes = commit.is_some_and(|c| matches!(c.steps.first(), Some(Step::Bury { .. })));
+        if rival == job.id || !makes || removes {
             continue;
         }
         let asked = job.jobs.cancel(rival).unwrap_or(false);
@@ -34,11 +38,12 @@ pub fn outrank(domain: &Domain, job: &Job, names: &[Name]) -> Result<()> {
             // It may have ended without leaving anything; settling nothing is fine.
             settle::settle(domain, &dead, job)?;
         } else {
-            let lock = lock::domain_lock(&*domain.locks, job.jobs.waits.lock, job.cancel())?;
+            let lock = settle::lock_domain(domain, job, job.jobs.waits.lock)?;
             settle::take_away(&*domain.engine, &lock, rival, job.id, false)?;
+            ended = false;
         }
     }
-    Ok(())
+    Ok(ended)
 }
 
 /// Removes these names, the first being the object and the rest its companions; answers how many were
@@ -59,11 +64,15 @@ pub fn remove(domain: &Domain, job: &Job, names: &[Name], request: &str) -> Resu
     }
     let owner = work::own(domain, job.id)?;
     {
-        let lock = lock::domain_lock(&*domain.locks, job.jobs.waits.lock, job.cancel())?;
+        let lock = settle::lock_domain(domain, job, job.jobs.waits.lock)?;
         for o in &there {
             lock.still_held()?;
             let grave = settle::free_grave(&*domain.engine, job.id, 0, false)?;
-            domain.engine.bury(&lock, &o.place, o.id, &grave)?;
+            match domain.engine.bury(&lock, &o.place, o.id, &grave) {
+                // Somebody without our locks removed it first.
+                Ok(()) | Err(EngineError::Absent(_)) => {}
+                Err(e) => return Err(e.into()),
+            }
             domain.engine.sync(&[Place::Dead(grave), o.place.clone()])?;
         }
     }

@@ -6,6 +6,7 @@ use super::record::{self, Commit, Intent};
 use super::{Domain, Job, Result, SdmError, work};
 use crate::engine::{Engine, EngineError, Grave, Name, Place, Record};
 use crate::lock::{self, DomainLock, JobId, LockError, OwnerLease};
+use std::time::Duration;
 
 /// Tombstones of undone slabs are numbered from here, after those of the job's own steps.
 pub(super) const UNDONE: u32 = 1 << 16;
@@ -18,6 +19,30 @@ pub enum Settled {
     Finished,
 }
 
+/// Takes the domain lock; where somebody else keeps it, the refusal names who that may be.
+pub fn lock_domain(domain: &Domain, by: &Job, wait: Duration) -> Result<DomainLock> {
+    lock::domain_lock(&*domain.locks, wait, by.cancel()).map_err(|e| match (&e, deciding(domain)) {
+        (LockError::Busy(what), Some(i)) => SdmError::Held { what: what.to_string(), holder: named(&i) },
+        _ => e.into(),
+    })
+}
+
+/// A living job that has written down what it decided: it holds the domain lock or waits for it.
+pub fn deciding(domain: &Domain) -> Option<Intent> {
+    let lives = |job: &JobId| domain.locks.is_held(&lock::LeaseId::Owner(*job)).unwrap_or(false);
+    let decides = |job: &JobId| matches!(commit_of(domain, *job), Ok(Some(_)));
+    let job = domain.engine.jobs().ok()?.into_iter().find(|j| lives(j) && decides(j))?;
+    intent_of(domain, job)
+}
+
+fn named(i: &Intent) -> String {
+    let who = &i.who;
+    format!(
+        "job {} ({} on host {}, pid {}, since {}); it ends by itself, or `onesdm job cancel` ends it",
+        i.job, who.verb, who.host, who.pid, who.since
+    )
+}
+
 /// The commit record of a job that has one.
 pub fn commit_of(domain: &Domain, job: JobId) -> Result<Option<Commit>> {
     let bytes = domain.engine.record(job, Record::Commit)?;
@@ -25,16 +50,16 @@ pub fn commit_of(domain: &Domain, job: JobId) -> Result<Option<Commit>> {
 }
 
 /// What a job intends, if that can be read: advice, for messages and for finding rivals.
-pub fn intent_of(domain: &Domain, job: JobId) -> Result<Option<Intent>> {
-    let bytes = domain.engine.record(job, Record::Intent)?;
-    Ok(bytes.and_then(|b| record::decode("intent", &b).ok()))
+pub fn intent_of(domain: &Domain, job: JobId) -> Option<Intent> {
+    let bytes = domain.engine.record(job, Record::Intent).ok()??;
+    record::decode("intent", &bytes).ok()
 }
 
 /// Undoes or finishes the dead job whose lease this is, as `by`, and removes what is left of it.
 pub fn settle(domain: &Domain, dead: &OwnerLease, by: &Job) -> Result<Settled> {
     let (engine, job) = (&*domain.engine, dead.job());
     let settled = {
-        let lock = lock::domain_lock(&*domain.locks, by.jobs.waits.lock, by.cancel())?;
+        let lock = lock_domain(domain, by, by.jobs.waits.lock)?;
         // A commit record that cannot be read is reported and left: it may name live objects.
         let commit = commit_of(domain, job)?;
         match commit.filter(|c| c.job == job) {
@@ -121,9 +146,12 @@ pub(super) fn clean_up(domain: &Domain, owner: &OwnerLease, by: &Job) {
 /// Settles dead jobs that meant to touch one of these names, before a verb works on them.
 pub fn settle_names(domain: &Domain, names: &[Name], by: &Job) -> Result<()> {
     for job in domain.engine.jobs()? {
-        let touches = match commit_of(domain, job)? {
-            Some(c) => names.iter().any(|n| c.names(n)),
-            None => intent_of(domain, job)?.is_some_and(|i| names.iter().any(|n| i.targets.contains(n))),
+        let touches = match commit_of(domain, job) {
+            Ok(Some(c)) => names.iter().any(|n| c.names(n)),
+            // A damaged commit is in the way of what it was about, not of everything.
+            Ok(None) | Err(_) => {
+                intent_of(domain, job).is_some_and(|i| names.iter().any(|n| i.targets.contains(n)))
+            }
         };
         if job == by.id || !touches {
             continue;
@@ -155,20 +183,47 @@ pub fn recorded(domain: &Domain, job: &Job) -> Result<Option<Commit>> {
 /// The done record of whoever published the object that has this name now.
 pub fn made_by(domain: &Domain, name: &Name) -> Result<Option<Commit>> {
     let Some(now) = domain.engine.look(&Place::Public(name.clone()))? else { return Ok(None) };
-    for (job, _) in domain.engine.done()?.into_iter().rev() {
-        let Some(bytes) = domain.engine.record(job, Record::Done)? else { continue };
-        let Ok(commit) = record::decode::<Commit>("done", &bytes) else { continue };
-        let made = commit.steps.iter().any(|s| match s {
-            record::Step::Publish { id, to, .. } | record::Step::Replace { id, to, .. } => {
-                to == name && *id == now.id
+    let mut done = domain.engine.done()?.into_iter().rev();
+    Ok(done.find_map(|d| done_of(domain, d.job).filter(|c| c.made(name, now.id))))
+}
+
+fn done_of(domain: &Domain, job: JobId) -> Option<Commit> {
+    let bytes = domain.engine.record(job, Record::Done).ok()??;
+    record::decode("done", &bytes).ok()
+}
+
+/// A later request names this object, so the answer of the job that made it reached somebody. Best
+/// effort: what is not marked now is marked by the next request, and no verb fails for it.
+pub fn acknowledge(domain: &Domain, name: &Name, by: &Job) {
+    let mark = || -> Result<()> {
+        let Some(now) = domain.engine.look(&Place::Public(name.clone()))? else { return Ok(()) };
+        for d in domain.engine.done()?.into_iter().rev().filter(|d| !d.acknowledged) {
+            if done_of(domain, d.job).is_some_and(|c| c.made(name, now.id)) {
+                let lock = lock_domain(domain, by, Duration::ZERO)?;
+                domain.engine.acknowledge(&lock, d.job)?;
             }
-            record::Step::Bury { .. } => false,
-        });
-        if made {
-            return Ok(Some(commit));
+        }
+        Ok(())
+    };
+    if let Err(e) = mark() {
+        tracing::debug!(%e, %name, "not acknowledged");
+    }
+}
+
+/// Objects that a job of ours published and no later request named: their answer may have been lost.
+pub fn unacknowledged(domain: &Domain) -> Result<Vec<(Name, Commit)>> {
+    let mut out = Vec::new();
+    for d in domain.engine.done()?.into_iter().filter(|d| !d.acknowledged) {
+        // Without an answer nothing could be lost: the caller named the object.
+        let Some(commit) = done_of(domain, d.job).filter(|c| !c.answer.is_empty()) else { continue };
+        for name in commit.steps.iter().map(record::Step::target) {
+            let now = domain.engine.look(&Place::Public(name.clone()))?;
+            if now.is_some_and(|o| commit.made(name, o.id)) {
+                out.push((name.clone(), commit.clone()));
+            }
         }
     }
-    Ok(None)
+    Ok(out)
 }
 
 /// Who holds a slab, as far as records tell: for the message of a refused lock.
@@ -176,18 +231,12 @@ pub fn holder_of(domain: &Domain, name: &Name, e: LockError) -> SdmError {
     let LockError::Busy(what) = &e else { return e.into() };
     let jobs = domain.engine.jobs().unwrap_or_default();
     let found = jobs.into_iter().find_map(|job| {
-        let i = intent_of(domain, job).ok().flatten()?;
+        let i = intent_of(domain, job)?;
         i.targets.iter().any(|t| root(t) == root(name)).then_some(i)
     });
     match found {
         None => e.into(),
-        Some(i) => SdmError::Held {
-            what: what.to_string(),
-            holder: format!(
-                "job {} ({} on host {}, pid {}, since {}); it ends by itself, or `onesdm job cancel` ends it",
-                i.job, i.who.verb, i.who.host, i.who.pid, i.who.since
-            ),
-        },
+        Some(i) => SdmError::Held { what: what.to_string(), holder: named(&i) },
     }
 }
 

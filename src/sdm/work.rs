@@ -53,12 +53,23 @@ impl<'a> Work<'a> {
 
     fn stage(
         &mut self,
-        make: impl FnOnce(&dyn Engine, &OwnerLease, u32) -> Result<Identity>,
+        make: impl FnOnce(&dyn Engine, &OwnerLease, u32) -> std::result::Result<Identity, EngineError>,
     ) -> Result<Slab> {
         let n = self.slabs;
         self.slabs += 1;
-        let id = make(&*self.domain.engine, &self.owner, n)?;
+        let made = make(&*self.domain.engine, &self.owner, n);
+        let id = self.unless_fenced(made)?;
         Ok(Slab { n, id, path: PathBuf::new(), file: None })
+    }
+
+    /// A staging area that is gone was taken away: somebody decided against this job.
+    fn unless_fenced<T>(&self, r: std::result::Result<T, EngineError>) -> Result<T> {
+        match r {
+            Err(EngineError::Absent(_)) if !self.domain.engine.jobs()?.contains(&self.job.id) => {
+                Err(SdmError::Fenced(self.job.id))
+            }
+            r => Ok(r?),
+        }
     }
 
     /// A new slab that reads zero, open for writing.
@@ -135,18 +146,22 @@ impl<'a> Work<'a> {
     pub fn commit(mut self, request: &str, answer: &str, steps: Vec<Step>) -> Result<()> {
         let (engine, job) = (&*self.domain.engine, self.job.id);
         let (request, answer) = (request.to_owned(), answer.to_owned());
-        let mut commit = Commit { format: FORMAT, job, who: self.job.who(), request, answer, steps };
+        let commit = Commit { format: FORMAT, job, who: self.job.who(), request, answer, steps };
         self.job.phase("committing");
-        engine.put_record(&self.owner, Record::Commit, &record::encode("commit", &commit)?)?;
-        if bug("swap-steps") {
-            commit.steps.reverse();
+        let bytes = record::encode("commit", &commit)?;
+        let decide = || self.unless_fenced(engine.put_record(&self.owner, Record::Commit, &bytes));
+        if !bug("swap-steps") {
+            decide()?;
         }
-        let lock = lock::domain_lock(&*self.domain.locks, PUBLISH_WAIT, self.job.cancel())?;
+        let lock = settle::lock_domain(self.domain, self.job, PUBLISH_WAIT)?;
         self.owner.still_held()?;
         if self.job.cancel().is_requested() {
             return Err(LockError::Cancelled(lock.id().clone()).into());
         }
         first_step(engine, &lock, &commit)?;
+        if bug("swap-steps") {
+            decide()?;
+        }
         self.committed = true;
         finish(engine, &lock, &commit)?;
         engine.close(&self.owner)?;
@@ -181,6 +196,8 @@ pub(super) fn first_step(engine: &dyn Engine, lock: &DomainLock, commit: &Commit
         Err(EngineError::Absent(_)) if staged_is_gone(engine, commit.job, step)? => {
             Err(SdmError::Fenced(commit.job))
         }
+        // Somebody without our locks removed it first.
+        Err(EngineError::Absent(_)) if matches!(step, Step::Bury { .. }) => Ok(()),
         r => Ok(r?),
     }
 }

@@ -9,7 +9,7 @@ use crate::scenes::{self, Scene};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Points killed, per kind of effect.
 type Points = BTreeMap<String, usize>;
@@ -158,61 +158,6 @@ fn killed_at_every_effect_on_xfs() {
 fn killed_at_every_effect_on_btrfs() {
     let fs = Fs::new(Kind::Btrfs, 320);
     sweep_all("btrfs", Some(&fs.stores()), 4);
-}
-
-/// The sweep itself is tested by a bug put into the program on purpose.
-#[test]
-fn steps_in_the_wrong_order_are_caught() {
-    let mut caught = None;
-    'scenes: for scene in scenes::all()
-        .into_iter()
-        .filter(|s| ["cp raw", "snap_flatten raw", "snap_revert raw"].contains(&s.name))
-    {
-        for n in 1..=effects(&scene, None, true).len() {
-            let at = format!("{n}:after");
-            // Only what goes well without the bug counts as caught.
-            if let Err(e) = point(&scene, None, true, &at, Some("swap-steps"))
-                && point(&scene, None, true, &at, None).is_ok()
-            {
-                caught = Some(e);
-                break 'scenes;
-            }
-        }
-    }
-    println!("caught: {}", caught.expect("two steps were swapped and no kill showed it"));
-}
-
-/// A collector that meets a living job leaves it alone; without the owner lease it could not know.
-#[test]
-fn the_collector_leaves_living_jobs_alone_and_the_suite_would_notice() {
-    assert_eq!(collected_while_running(None), Ok(()));
-    let said =
-        collected_while_running(Some("skip-owner-lease")).expect_err("no owner lease, and gc took nothing");
-    println!("caught: {said}");
-}
-
-/// Holds a `cp` up at each of its flushes and collects meanwhile.
-fn collected_while_running(bug: Option<&str>) -> Result<(), String> {
-    let scene = scenes::all().swap_remove(0);
-    let bed = ready(None, true);
-    let stage = scene.stage(&bed);
-    let slow = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e"];
-    let inject = "inject=fsync,fdatasync:delay_enter=150000";
-    let mut call = scene.call(&stage).under(&[&slow[..], &[inject]].concat());
-    if let Some(bug) = bug {
-        call = call.env("ONESDM_TEST_BUG", bug);
-    }
-    let mut running = call.start();
-    let (mut met, new) = (0, bed.store_path(100).join(".sdm/new"));
-    while running.is_running() {
-        if !names(&new).is_empty() {
-            met += 1;
-            bed.onesdm(&["gc"]).run().answer().map_err(|e| format!("gc: {e}"))?;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    stage.done(&running.wait())?;
-    if met == 0 { Err("the job was never met".into()) } else { Ok(()) }
 }
 
 /// oned's time limit is SIGTERM to the group, at any instant: one line and nothing left, or a full success.

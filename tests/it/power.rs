@@ -252,7 +252,7 @@ impl Run {
 
     /// Makes the datastore what the state says.
     fn lay(&self, state: &State, store: &Path, keep: &Path) {
-        self.gather(store, keep);
+        Run::gather(store, keep);
         for name in names(keep) {
             if !self.known.contains(&name.parse().unwrap_or_default()) {
                 let path = keep.join(name);
@@ -282,11 +282,11 @@ impl Run {
     }
 
     /// Takes a directory apart: every object goes aside under its inode number.
-    fn gather(&self, dir: &Path, keep: &Path) {
+    fn gather(dir: &Path, keep: &Path) {
         for name in names(dir) {
             let path = dir.join(name);
             if path.symlink_metadata().unwrap().is_dir() {
-                self.gather(&path, keep);
+                Run::gather(&path, keep);
             }
             let aside = keep.join(ino(&path).to_string());
             if aside.symlink_metadata().is_ok() {

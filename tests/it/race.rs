@@ -7,10 +7,10 @@ use crate::guest;
 use crate::oracle::{Node, Oracle, Tree};
 use std::time::Duration;
 
-const REGTIME: u64 = 1_795_168_000;
+pub const REGTIME: u64 = 1_795_168_000;
 const KIB: u64 = 768;
 
-fn bed() -> Bed {
+pub fn bed() -> Bed {
     let bed = Bed::new();
     let store = bed.store(100);
     bed.onesdm(&["domain", "init", store.to_str().unwrap()]).run().ok();
@@ -18,14 +18,14 @@ fn bed() -> Bed {
     bed
 }
 
-fn image() -> Node {
+pub fn image() -> Node {
     let tmp = crate::bed::scratch();
     let path = tmp.path().join("x");
     guest::make_raw(&path, KIB, 1);
     Node::Image { format: "raw", size: KIB << 10, data: guest::digest(&path).unwrap() }
 }
 
-fn cp(bed: &Bed, id: u32) -> String {
+pub fn cp(bed: &Bed, id: u32) -> String {
     Doc::new(bed, id).image("REGTIME", REGTIME).image("PATH", bed.images().join("src.raw").display()).xml()
 }
 
@@ -45,7 +45,7 @@ fn until_staged(bed: &Bed, running: &mut Running) {
     assert!(running.is_running(), "it was over before it could be met");
 }
 
-fn settle(bed: &Bed, tree: &Tree) {
+pub fn settle(bed: &Bed, tree: &Tree) {
     bed.onesdm(&["gc"]).run().ok();
     bed.onesdm(&["check"]).run().ok();
     Oracle::new(&bed.store(100)).compare(tree).unwrap();

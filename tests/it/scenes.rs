@@ -128,6 +128,11 @@ impl Stage<'_> {
     }
 }
 
+/// The scene of this name.
+pub fn named(name: &str) -> Scene {
+    all().into_iter().find(|s| s.name == name).unwrap_or_else(|| panic!("no scene {name}"))
+}
+
 /// Every scene. The first stands for the whole life of a verb and comes without a domain.
 pub fn all() -> Vec<Scene> {
     fn scene(name: &'static str, verb: &'static str, set: fn(&mut Stage<'_>)) -> Scene {
@@ -192,6 +197,7 @@ pub fn all() -> Vec<Scene> {
         }),
         scene("rm of nothing", "rm", |s| s.dump = s.doc().source(s.bed, &"0".repeat(32)).xml()),
         scene("snap_delete raw", "snap_delete", |s| snap(s, "raw", "1", Tree::snap_delete)),
+        scene("snap_delete qcow2", "snap_delete", |s| snap(s, "qcow2", "1", Tree::snap_delete)),
         scene("snap_revert raw", "snap_revert", |s| snap(s, "raw", "0", Tree::snap_revert)),
         scene("snap_revert qcow2", "snap_revert", |s| snap(s, "qcow2", "0", Tree::snap_revert)),
         scene("snap_flatten raw", "snap_flatten", |s| snap(s, "raw", "0", Tree::snap_flatten)),

@@ -5,6 +5,7 @@ use super::garbage::all_known;
 use crate::cli::render;
 use crate::engine::Capabilities;
 use crate::lock::{JobId, LeaseId};
+use crate::sdm::record::Intent;
 use crate::sdm::{Domain, known, settle, work};
 use crate::sys::{Class, fs::Dir, user};
 use crate::verb::refuse;
@@ -183,6 +184,10 @@ fn remove(w: &World, path: &Path, as_json: bool) -> Result<u8> {
     Ok(0)
 }
 
+fn who(i: &Intent) -> String {
+    format!("job {}, {} on {}, pid {}, since {}", i.job, i.who.verb, i.who.host, i.who.pid, i.who.since)
+}
+
 /// Who holds what: living jobs and their objects, by the locks; the records only name them.
 pub fn locks(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     let Some((_, m)) = m.subcommand() else { return Ok(Class::Usage.status()) };
@@ -194,24 +199,20 @@ pub fn locks(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
             rows.push(vec![domain.place.clone(), what, who]);
         };
         if domain.locks.is_held(&LeaseId::Domain)? {
-            add(LeaseId::Domain.to_string(), "unknown".to_owned());
+            let who = settle::deciding(&domain).map_or_else(
+                || "a job without a record here; `onesdm job list` on its host shows it".to_owned(),
+                |i| who(&i),
+            );
+            add(LeaseId::Domain.to_string(), who);
         }
         for job in domain.engine.jobs()? {
             if !domain.locks.is_held(&LeaseId::Owner(job))? {
                 continue;
             }
-            let who = settle::intent_of(&domain, job)?.map_or_else(
-                || format!("job {job}"),
-                |i| {
-                    format!(
-                        "job {job}, {} on {}, pid {}, since {}",
-                        i.who.verb, i.who.host, i.who.pid, i.who.since
-                    )
-                },
-            );
-            let targets = settle::intent_of(&domain, job)?.map(|i| i.targets).unwrap_or_default();
+            let intent = settle::intent_of(&domain, job);
+            let who = intent.as_ref().map_or_else(|| format!("job {job}"), who);
             add(LeaseId::Owner(job).to_string(), who.clone());
-            for t in targets {
+            for t in intent.map(|i| i.targets).unwrap_or_default() {
                 let id = LeaseId::Slab(t.to_string());
                 if domain.locks.is_held(&id)? {
                     add(id.to_string(), who.clone());

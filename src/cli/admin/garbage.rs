@@ -3,12 +3,13 @@
 use super::World;
 use super::domain::named;
 use crate::cli::render;
-use crate::engine::{Kind, Place};
+use crate::engine::{Kind, Name, Place};
 use crate::image;
 use crate::lock::JobId;
 use crate::sdm::check::{Problem, check as invariants};
 use crate::sdm::gc::{self, Action, Finding};
 use crate::sdm::job::Topic;
+use crate::sdm::record::Commit;
 use crate::sdm::{Domain, known, settle};
 use crate::sys::{Class, user};
 use anyhow::{Context as _, Result};
@@ -28,9 +29,16 @@ pub fn collect(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
             continue;
         }
         if m.get_flag("reconcile") {
-            let names = unacknowledged(domain)?;
-            docs.push(json!({ "domain": domain.place, "unacknowledged": names }));
-            text += &names.iter().map(|n| format!("{}/{n}\n", domain.place)).collect::<String>();
+            let found = settle::unacknowledged(domain)?;
+            let doc = |(n, c): &(Name, Commit)| json!({ "name": n, "job": c.job, "by": c.who });
+            docs.push(json!({ "domain": domain.place, "unacknowledged": found.iter().map(doc).collect::<Vec<_>>() }));
+            for (name, made) in &found {
+                let (who, job) = (&made.who, made.job);
+                text += &format!(
+                    "{}/{name}: {} by job {job} on host {}, {}; no later request named it\n",
+                    domain.place, who.verb, who.host, who.since
+                );
+            }
         } else if m.get_flag("plan") {
             let plan = gc::plan(domain, &policy)?;
             text += &shown(&domain.place, &plan);
@@ -76,22 +84,6 @@ fn shown(place: &str, findings: &[Finding]) -> String {
         format!("{place}: {action} {} ({}): {}\n", f.what, f.bytes, f.why)
     };
     findings.iter().map(line).collect()
-}
-
-/// Images whose making nobody acknowledged: published by a job of ours, and no later request named them.
-fn unacknowledged(domain: &Domain) -> Result<Vec<String>> {
-    let mut out = Vec::new();
-    for o in domain.engine.list(None)? {
-        if let Place::Public(name) = o.place
-            && let Some(made) = settle::made_by(domain, &name)?
-        {
-            out.push(format!(
-                "{name} (by {} {} on {}, {})",
-                made.who.verb, made.job, made.who.host, made.who.since
-            ));
-        }
-    }
-    Ok(out)
 }
 
 /// Every broken rule: of the domains, and of the images in them.

@@ -1,7 +1,7 @@
 //! The manager's own area of a directory domain: making it, its header, its records, its reserve.
 
 use super::{AREA, EngineError, FileEngine, Result, io_error};
-use crate::engine::Record;
+use crate::engine::{Finished, Record};
 use crate::lock::JobId;
 use crate::sys::fs::Dir;
 use std::ffi::OsStr;
@@ -20,6 +20,17 @@ fn file_name(record: Record) -> &'static str {
         Record::Intent => "intent.json",
         Record::Commit | Record::Done => "commit.json",
     }
+}
+
+/// The job of a done record's name, and whether it is acknowledged.
+fn finished(name: &str) -> Option<(JobId, bool)> {
+    let (job, end) = name.split_once('.')?;
+    let acknowledged = match end {
+        "json" => false,
+        "ack" => true,
+        _ => return None,
+    };
+    Some((job.parse().ok()?, acknowledged))
 }
 
 fn exists_is_fine(r: io::Result<()>) -> io::Result<()> {
@@ -127,7 +138,11 @@ impl FileEngine {
     pub(super) fn read_record(&self, job: JobId, record: Record) -> Result<Option<Vec<u8>>> {
         let dir = self.sub(AREA)?;
         match record {
-            Record::Done => read_file(&dir, &format!("done/{job}.json")),
+            // In this order: a record is marked by a rename, never the other way.
+            Record::Done => match read_file(&dir, &format!("done/{job}.json"))? {
+                None => read_file(&dir, &format!("done/{job}.ack")),
+                found => Ok(found),
+            },
             r => read_file(&dir, &format!("new/{job}/{}", file_name(r))),
         }
     }
@@ -138,22 +153,36 @@ impl FileEngine {
             .map_err(io_error(format_args!("the done record of {job}")))
     }
 
-    pub(super) fn list_done(&self) -> Result<Vec<(JobId, i64)>> {
+    pub(super) fn mark_done(&self, job: JobId) -> Result<()> {
+        let dir = self.sub(format!("{AREA}/done"))?;
+        let (from, to) = (format!("{job}.json"), format!("{job}.ack"));
+        match dir.rename_over(OsStr::new(&from), &dir, OsStr::new(&to)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            r => r.map_err(io_error(format_args!("the done record of {job}"))),
+        }
+    }
+
+    pub(super) fn list_done(&self) -> Result<Vec<Finished>> {
         let dir = self.sub(format!("{AREA}/done"))?;
         let mut out = Vec::new();
         for n in Self::names(&dir)? {
-            let job = n.to_str().and_then(|n| n.strip_suffix(".json")).and_then(|n| n.parse().ok());
-            if let (Some(job), Some(e)) = (job, dir.entry(&n).map_err(io_error("a done record"))?) {
-                out.push((job, e.changed));
+            let name = n.to_str().and_then(finished);
+            if let (Some((job, acknowledged)), Some(e)) =
+                (name, dir.entry(&n).map_err(io_error("a done record"))?)
+            {
+                out.push(Finished { job, changed: e.changed, acknowledged });
             }
         }
-        out.sort_unstable();
+        out.sort_unstable_by_key(|f| f.job);
         Ok(out)
     }
 
     pub(super) fn remove_done(&self, job: JobId) -> Result<()> {
         let dir = self.sub(format!("{AREA}/done"))?;
-        dir.remove_tree(OsStr::new(&format!("{job}.json"))).map_err(io_error("a done record"))
+        for end in ["json", "ack"] {
+            dir.remove_tree(OsStr::new(&format!("{job}.{end}"))).map_err(io_error("a done record"))?;
+        }
+        Ok(())
     }
 
     /// Everything in the area that the format does not know, and leases that are not one empty file.
@@ -175,11 +204,7 @@ impl FileEngine {
         let sorts: [Rule; 3] = [
             ("new", |n| n.parse::<JobId>().is_ok(), |k| *k == K::Dir),
             ("del", |n| n.parse::<crate::engine::Grave>().is_ok(), |_| true),
-            (
-                "done",
-                |n| n.strip_suffix(".json").is_some_and(|n| n.parse::<JobId>().is_ok()),
-                |k| *k == K::File,
-            ),
+            ("done", |n| finished(n).is_some(), |k| *k == K::File),
         ];
         for (d, is_name, is_kind) in sorts {
             let dir = self.sub(format!("{AREA}/{d}"))?;

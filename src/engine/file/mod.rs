@@ -4,8 +4,8 @@ mod area;
 mod probe;
 
 use super::{
-    Access, Attachment, Bytes, Capabilities, Engine, EngineError, Grave, Identity, Kind, Name, Object, Place,
-    Record, Result, Spec, Usage,
+    Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Identity, Kind, Name,
+    Object, Place, Record, Result, Spec, Usage,
 };
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
 use crate::sys::fs::{self, Dir, Entry};
@@ -299,8 +299,12 @@ impl Engine for FileEngine {
         self.commit_to_done(owner.job())
     }
 
-    fn done(&self) -> Result<Vec<(JobId, i64)>> {
+    fn done(&self) -> Result<Vec<Finished>> {
         self.list_done()
+    }
+
+    fn acknowledge(&self, _lock: &DomainLock, job: JobId) -> Result<()> {
+        self.mark_done(job)
     }
 
     fn forget(&self, _lock: &DomainLock, job: JobId) -> Result<()> {

@@ -36,6 +36,7 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     let (original, _leases) = if let Ok(source) = one::source_name(&req.datastore.base_path, &path) {
         let source = Name::parse(source.as_str())?;
         let leases = ds.lease(&[(&place, Mode::Exclusive), (&source, Mode::Shared)])?;
+        settle::acknowledge(&ds.domain, &source, job);
         (own(&ds, &source)?, leases)
     } else {
         let original = foreign(&ds, &path)?;

@@ -6,7 +6,7 @@ use crate::data;
 use crate::image::probe;
 use crate::lock::Mode;
 use crate::one::DsRequest;
-use crate::sdm::Job;
+use crate::sdm::{Job, settle};
 use crate::sys::Class;
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
@@ -16,6 +16,7 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     let ds = Ds::open(ctx, req, job)?;
     let (name, place) = ds.source()?;
     let _lease = ds.lease(&[(&place, Mode::Shared)])?;
+    settle::acknowledge(&ds.domain, &place, job);
     let object = ds.resolve(&place)?;
     let crate::engine::Place::Public(real) = &object.place else {
         return Err(refuse(Class::Internal, format!("{name} leads to no public object")));

@@ -124,6 +124,7 @@ impl<'a> Snap<'a> {
         let (_, image) = ds.source()?;
         let dir = image.with_suffix(".snap")?;
         let lease = ds.lease(&[(&image, Mode::Exclusive)])?;
+        settle::acknowledge(&ds.domain, &image, job);
         let mut s = Snap { ds, image, dir, id, file: None, layout: Layout::Copies, _lease: lease };
         s.file = s.find(id)?;
         s.layout = s.layout()?;
