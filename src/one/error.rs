@@ -83,7 +83,16 @@ impl OneError {
             | Self::Path { .. } => Class::Usage,
             Self::Scheme { .. } => Class::Unsupported,
             Self::Source { .. } | Self::Restricted { .. } | Self::Kind { .. } => Class::Refused,
+            // What the user wrote cannot be a file, whatever is on storage.
+            Self::Open { source, .. } if is_bad_path(source) => Class::Usage,
             Self::Stdin { source } | Self::Open { source, .. } => Class::of_io(source),
         }
     }
+}
+
+fn is_bad_path(e: &std::io::Error) -> bool {
+    use std::io::ErrorKind as K;
+    // A circle of links has no stable kind yet.
+    matches!(e.kind(), K::NotADirectory | K::InvalidFilename | K::InvalidInput)
+        || e.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }

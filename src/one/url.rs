@@ -3,6 +3,9 @@
 use super::OneError;
 use std::path::PathBuf;
 
+/// Bytes of a path that the kernel takes.
+const LONGEST: usize = 4095;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImagePath {
     Local(PathBuf),
@@ -34,23 +37,36 @@ pub fn image_path(path: &str) -> Result<ImagePath, OneError> {
         if scheme != "http" && scheme != "https" {
             return Err(OneError::Scheme { scheme });
         }
+        // Without the rest: it may hold a password.
+        let refuse = |why| Err(OneError::Path { path: format!("{scheme}://"), why });
         if rest.is_empty() || rest.starts_with(['/', '?', '#']) {
-            return Err(refuse("names no host"));
+            return refuse("names no host");
+        }
+        if path.len() > 2 * LONGEST {
+            return refuse("begins a URL that is too long");
         }
         if path.chars().any(|c| c.is_control() || c.is_whitespace()) {
-            return Err(OneError::Path {
-                path: scheme,
-                why: "is a URL with blanks or control characters: write them as %XX",
-            });
+            return refuse("begins a URL with blanks or control characters: write them as %XX");
         }
         return Ok(ImagePath::Http(path.to_owned()));
     }
     match path {
         "" => Err(refuse("is empty")),
-        p if !p.starts_with('/') => Err(refuse("is neither an absolute path nor a URL")),
+        p if p.len() > LONGEST => Err(refuse("is too long")),
+        // It may be a URL with a slash too few, and then hold a password.
+        p if !p.starts_with('/') => {
+            let path = shown_word(p);
+            Err(OneError::Path { path, why: "is neither an absolute path nor a URL" })
+        }
         p if p.contains('\0') => Err(refuse("holds a NUL byte")),
         p => Ok(ImagePath::Local(p.into())),
     }
+}
+
+/// The beginning of what is no path, without what may be user, password or query.
+fn shown_word(text: &str) -> String {
+    let text = text.split(['?', '#']).next().unwrap_or_default();
+    text.rsplit('@').next().unwrap_or_default().chars().take(200).collect()
 }
 
 fn is_scheme(text: &str) -> bool {
@@ -100,6 +116,17 @@ mod tests {
             ("http://h/a@b", "http://h/a@b"),
         ] {
             assert_eq!(image_path(url).unwrap().shown(), shown);
+        }
+        let long = format!("http://u:secret@h/{}", "x".repeat(10_000));
+        for bad in [
+            "http:///u:secret@h/x",
+            "http:/u:secret@h/x",
+            "u:secret@h/x?secret",
+            "http://u:secret@h/ x",
+            &long,
+        ] {
+            let error = image_path(bad).unwrap_err().to_string();
+            assert!(!error.contains("secret") && error.len() < 300, "{error}");
         }
     }
 }

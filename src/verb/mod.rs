@@ -93,7 +93,11 @@ pub fn class_of(e: &anyhow::Error) -> Class {
         .unwrap_or(Class::Internal)
 }
 
-/// The whole chain in one line, a cause that only repeats what was said left out.
+/// Bytes of a failure's line; what is named may be as long as its sender likes.
+const LINE: usize = 900;
+
+/// The whole chain in one line, a cause that only repeats what was said left out. Of a long one the
+/// beginning and the end.
 pub fn one_line(e: &anyhow::Error) -> String {
     let mut out = String::new();
     for cause in e.chain().map(ToString::to_string) {
@@ -103,7 +107,21 @@ pub fn one_line(e: &anyhow::Error) -> String {
             out = format!("{out}: {cause}");
         }
     }
-    out
+    if out.len() <= LINE {
+        return out;
+    }
+    let end: Vec<char> = within(LINE / 2, out.chars().rev()).collect();
+    let end: String = end.into_iter().rev().collect();
+    format!("{} [...] {end}", within(LINE / 2, out.chars()).collect::<String>())
+}
+
+/// As many characters as fit in `bytes`.
+fn within(mut bytes: usize, chars: impl Iterator<Item = char>) -> impl Iterator<Item = char> {
+    chars.take_while(move |c| {
+        let left = bytes.checked_sub(c.len_utf8());
+        bytes = left.unwrap_or(0);
+        left.is_some()
+    })
 }
 
 #[cfg(test)]
@@ -117,5 +135,12 @@ mod tests {
         let e = e.context("copying image 7").unwrap_err();
         assert_eq!(class_of(&e), Class::Busy);
         assert_eq!(one_line(&e), "copying image 7: domain metadata is locked by another job");
+    }
+
+    #[test]
+    fn a_long_line_keeps_its_ends() {
+        let e = refuse(Class::Usage, format!("what {} why", "ä".repeat(10_000)));
+        let line = one_line(&e.context("doing"));
+        assert!(line.len() < 950 && line.starts_with("doing: what ä") && line.ends_with("ä why"), "{line}");
     }
 }

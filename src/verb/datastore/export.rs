@@ -3,7 +3,7 @@
 
 use super::{Ctx, Ds};
 use crate::data;
-use crate::image::probe;
+use crate::image::{Format, probe};
 use crate::lock::Mode;
 use crate::one::DsRequest;
 use crate::sdm::{Job, settle};
@@ -21,8 +21,15 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     let crate::engine::Place::Public(real) = &object.place else {
         return Err(refuse(Class::Internal, format!("{name} leads to no public object")));
     };
-    let file = File::open(ds.path(real)?).with_context(|| format!("opening image {name}"))?;
-    let format = probe(&file)?.format.opennebula();
+    let path = ds.path(real)?;
+    let file = File::open(&path).with_context(|| format!("opening image {name}"))?;
+    let format = if ds.raw_on_record() {
+        Format::Raw
+    } else {
+        let found = probe(&file)?;
+        ds.known_chain(&path, &found)?;
+        found.format
+    };
     let md5 = data::digest_of(&file, data::Algo::Md5, &job.watch())
         .with_context(|| format!("reading image {name}"))?;
     let source = cdata(&name.source(&req.datastore.base_path));
@@ -32,7 +39,7 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
          <FORMAT>{}</FORMAT><DISPOSE>NO</DISPOSE></IMPORT_INFO>",
         cdata(&md5),
         cdata(&size.to_string()),
-        cdata(format)
+        cdata(format.opennebula())
     ))
 }
 

@@ -1,6 +1,6 @@
 //! Snapshots of an image that no VM uses: `snap_delete` (*state*), `snap_revert` and `snap_flatten`
 //! (*again*: what they displace is kept for a while). Whether snapshots are copies or a qcow2 chain is
-//! decided by what is there, never by a driver's name. Contract 2.4; defects B5, D3, D16, D18.
+//! decided by the image's format and what is there, never by a driver's name. Contract 2.4; defects B5, D3, D16, D18.
 
 use super::{Ctx, Ds, disk_size};
 use crate::data::{self, Sparse};
@@ -172,6 +172,9 @@ impl<'a> Snap<'a> {
     }
 
     fn layout(&self) -> Result<Layout> {
+        if self.ds.raw_on_record() {
+            return Ok(Layout::Copies);
+        }
         let files = self.numbered()?;
         let mut chained = false;
         for (_, name, kind) in &files {
@@ -253,6 +256,7 @@ impl<'a> Snap<'a> {
             if image::chain(&path)?.get(1).map(|l| (l.dev, l.ino)) != gone {
                 continue;
             }
+            self.ds.known_chain(&path, &probe(&open(&path)?)?)?;
             let opened = File::options().read(true).write(true).open(&path);
             let opened = opened.with_context(|| format!("opening {}", path.display()))?;
             let backing = under.map(|l| (l.path.as_os_str(), l.probe.format));
@@ -293,32 +297,60 @@ impl Ds<'_> {
         Ok(out)
     }
 
-    /// Refuses an image whose chain leaves the datastores: its header may come from a guest.
+    /// Whether the request says that the image is raw. Then its first bytes are its guest's, whatever
+    /// header they look like.
+    pub(super) fn raw_on_record(&self) -> bool {
+        self.req.image.as_ref().and_then(|i| i.format.as_deref()) == Some("raw")
+    }
+
+    /// Refuses an image that reads files other than its own, which are itself and those of its `.snap`:
+    /// a guest may have written the header, and what it names may be another tenant's disk.
     pub(super) fn known_chain(&self, path: &Path, found: &image::Probe) -> Result<()> {
         if found.backing.is_none() && found.data_file.is_none() && found.extents.is_empty() {
             return Ok(());
         }
-        let real = |p: &Path| p.canonicalize().unwrap_or_else(|_| p.to_owned());
-        let roots = [real(&self.req.datastore.dir()), real(&self.ctx.settings.paths.datastores)];
+        let own = Own::of(path);
         let allowed = |p: &OsStr| {
             let words = self.ctx.settings.image.allow.iter();
             words.filter_map(|w| w.strip_prefix("backing:")).any(|w| OsStr::new(w) == p)
         };
-        for link in image::chain(path)?.iter().skip(1) {
-            if !roots.iter().any(|r| link.real.starts_with(r)) && !allowed(link.real.as_os_str()) {
+        for link in image::chain(path)? {
+            if !own.has(&link.real) && !allowed(link.real.as_os_str()) {
                 let (path, real) = (path.display(), link.real.display());
                 let text = format!(
-                    "{path} builds on {real}, outside the datastores; if that is meant, add \"backing:{real}\" to `image.allow`"
+                    "{path} builds on {real}, which is no part of it; if that is meant, add \"backing:{real}\" to `image.allow`"
                 );
                 return Err(refuse(Class::Refused, text));
             }
+            image::admit(&image::Probe { backing: None, ..link.probe }, &self.admit())?;
         }
-        let own = image::Probe { backing: None, ..found.clone() };
-        Ok(image::admit(&own, &self.admit())?)
+        Ok(())
     }
 
     pub(super) fn sparse_as_source(&self) -> Sparse {
         if self.req.datastore.sparse { Sparse::Keep } else { Sparse::Full }
+    }
+}
+
+/// The files of one image: itself and those directly in its `.snap`.
+struct Own {
+    image: PathBuf,
+    snap: PathBuf,
+}
+
+impl Own {
+    /// Of the image that `path` is or is a snapshot of.
+    fn of(path: &Path) -> Own {
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let dir = path.parent().filter(|d| d.extension().is_some_and(|e| e == "snap"));
+        let image = dir.map_or_else(|| path.clone(), |d| d.with_extension(""));
+        let mut snap = image.clone().into_os_string();
+        snap.push(".snap");
+        Own { image, snap: snap.into() }
+    }
+
+    fn has(&self, real: &Path) -> bool {
+        real == self.image || real.parent() == Some(&self.snap)
     }
 }
 

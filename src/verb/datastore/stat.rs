@@ -10,6 +10,7 @@ use crate::sys::fs::Dir;
 use crate::sys::{Bytes, Class};
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 /// Enough to tell most formats.
@@ -33,7 +34,10 @@ fn local(ctx: &Ctx<'_>, req: &DsRequest, path: &Path, opts: &FetchOptions, job: 
     let policy = DirPolicy::new(&restricted, &req.datastore, BlockDevices::Allow);
     let file = one::open_checked(path, &policy)?;
     if file.metadata().context("looking at it")?.is_dir() {
-        return Ok(Bytes(Dir::open(path).and_then(|d| d.content()).context("adding up the directory")?));
+        // By descriptor: its name may lead elsewhere by now.
+        let same = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let dir = Dir::open(Path::new(&same));
+        return Ok(Bytes(dir.and_then(|d| d.content()).context("adding up the directory")?));
     }
     of_source(&Source::File(file), opts, job)
 }
