@@ -2,8 +2,8 @@
 //! does for a process that lost its storage or its life.
 
 use super::{
-    Access, Attachment, Bytes, Capabilities, Engine, EngineError, Grave, Identity, Name, Object, Place,
-    Record, Result, Spec, Usage,
+    Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Identity, Name, Object,
+    Place, Record, Result, Spec, Usage,
 };
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -65,7 +65,7 @@ impl<E: Engine> Engine for Faulty<E> {
         dead() -> Result<Vec<Object>>;
         attach(at: &Place, access: Access) -> Result<Attachment>;
         record(job: JobId, record: Record) -> Result<Option<Vec<u8>>>;
-        done() -> Result<Vec<(JobId, i64)>>;
+        done() -> Result<Vec<Finished>>;
         weight(at: &Place) -> Result<Bytes>;
         strays() -> Result<Vec<String>>;
     }
@@ -83,6 +83,7 @@ impl<E: Engine> Engine for Faulty<E> {
         end(owner: &OwnerLease) -> Result<()>;
         put_record(owner: &OwnerLease, record: Record, bytes: &[u8]) -> Result<()>;
         close(owner: &OwnerLease) -> Result<()>;
+        acknowledge(lock: &DomainLock, job: JobId) -> Result<()>;
         forget(lock: &DomainLock, job: JobId) -> Result<()>;
         publish(lock: &DomainLock, job: JobId, n: u32, id: Identity, to: &Name) -> Result<()>;
         replace(lock: &DomainLock, staged: (JobId, u32, Identity), to: &Name, old: Identity, grave: &Grave) -> Result<()>;
