@@ -34,10 +34,15 @@ impl Invocation {
 
     /// From a path's last three components: `…/datastore/<driver>/<verb>[.<variant>]`.
     pub fn named(path: &Path) -> Option<Invocation> {
-        let parts: Vec<&OsStr> = path
-            .components()
-            .filter_map(|c| if let Component::Normal(c) = c { Some(c) } else { None })
-            .collect();
+        let mut parts: Vec<&OsStr> = Vec::new();
+        for c in path.components() {
+            match c {
+                Component::Normal(c) => parts.push(c),
+                // Drivers call each other as `…/tm/ssh/../shared/mv`.
+                Component::ParentDir => drop(parts.pop()),
+                _ => {}
+            }
+        }
         let [.., role, driver, verb] = parts.as_slice() else { return None };
         let role = Role::parse(role.to_str()?)?;
         let (verb, variant) = match verb.to_str()?.split_once('.') {
@@ -60,6 +65,7 @@ mod tests {
             ("/var/lib/one/remotes/tm/shared/clone.ssh", Some("tm/shared/clone.ssh")),
             ("datastore/fs/cp", Some("datastore/fs/cp")),
             ("./datastore/fs/cp", Some("datastore/fs/cp")),
+            ("/r/tm/ssh/../shared/mv", Some("tm/shared/mv")),
             ("fs/cp", None),
             ("/usr/bin/onesdm", None),
             ("/x/datastores/fs/cp", None),
