@@ -38,7 +38,7 @@ impl Invocation {
         for c in path.components() {
             match c {
                 Component::Normal(c) => parts.push(c),
-                // Drivers call each other as `…/tm/ssh/../shared/mv`.
+                // Drivers call each other as `…/tm/ssh/../qcow2/mv`.
                 Component::ParentDir => drop(parts.pop()),
                 _ => {}
             }
@@ -65,7 +65,7 @@ mod tests {
             ("/var/lib/one/remotes/tm/shared/clone.ssh", Some("tm/shared/clone.ssh")),
             ("datastore/fs/cp", Some("datastore/fs/cp")),
             ("./datastore/fs/cp", Some("datastore/fs/cp")),
-            ("/r/tm/ssh/../shared/mv", Some("tm/shared/mv")),
+            ("/r/tm/ssh/../qcow2/mv", Some("tm/qcow2/mv")),
             ("fs/cp", None),
             ("/usr/bin/onesdm", None),
             ("/x/datastores/fs/cp", None),

@@ -88,6 +88,7 @@ impl<E: Engine> Engine for Faulty<E> {
         publish(lock: &DomainLock, job: JobId, n: u32, id: Identity, to: &Name) -> Result<()>;
         replace(lock: &DomainLock, staged: (JobId, u32, Identity), to: &Name, old: Identity, grave: &Grave) -> Result<()>;
         bury(lock: &DomainLock, at: &Place, id: Identity, grave: &Grave) -> Result<()>;
+        give_reserve(lock: &DomainLock) -> Result<()>;
         tidy(lock: &DomainLock) -> Result<()>;
         sync(places: &[Place]) -> Result<()>;
         purge(owner: &OwnerLease, grave: &Grave) -> Result<()>;

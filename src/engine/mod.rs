@@ -334,6 +334,8 @@ pub trait Engine: Debug + Send + Sync {
     fn bury(&self, lock: &DomainLock, at: &Place, id: Identity, grave: &Grave) -> Result<()>;
     /// Bytes that deleting an object would free, all below it included, as far as they are its own.
     fn weight(&self, at: &Place) -> Result<Bytes>;
+    /// Gives up what the engine keeps for removals that meet a full disk; `tidy` restores it.
+    fn give_reserve(&self, lock: &DomainLock) -> Result<()>;
     /// Restores what the engine keeps for itself, such as space for removals on a full disk.
     fn tidy(&self, lock: &DomainLock) -> Result<()>;
     /// What lies in the manager's area and should not, one line each.

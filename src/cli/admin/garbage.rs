@@ -20,10 +20,10 @@ pub fn collect(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     let policy = gc::Policy { short: m.get_flag("short"), ..w.gc_policy() };
     let mut docs = Vec::new();
     let mut text = String::new();
-    let mut failed = false;
+    let mut failed = None;
     for domain in &named(w, m, "domain")? {
         if let Err(e) = domain.usable() {
-            failed = true;
+            failed = failed.or(Some(e.class()));
             text += &format!("not done: {e}\n");
             docs.push(json!({ "domain": domain.place, "error": e.to_string() }));
             continue;
@@ -51,7 +51,7 @@ pub fn collect(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
             match gc::collect(domain, &job, &policy) {
                 Ok(report) => {
                     job.succeed();
-                    failed |= !report.errors.is_empty();
+                    failed = failed.or((!report.errors.is_empty()).then_some(Class::Internal));
                     text += &shown(&domain.place, &report.done);
                     text += &report.errors.iter().map(|e| format!("not done: {e}\n")).collect::<String>();
                     docs.push(json!({ "domain": domain.place, "report": report }));
@@ -68,7 +68,7 @@ pub fn collect(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     } else {
         render::print(if text.is_empty() { "no garbage" } else { &text })?;
     }
-    Ok(if failed { Class::Internal.status() } else { 0 })
+    Ok(failed.map_or(0, Class::status))
 }
 
 fn shown(place: &str, findings: &[Finding]) -> String {

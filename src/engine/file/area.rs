@@ -116,7 +116,7 @@ impl FileEngine {
         Ok(())
     }
 
-    pub(super) fn give_reserve(&self) -> Result<()> {
+    pub(super) fn drop_reserve(&self) -> Result<()> {
         self.sub(AREA)?.remove_tree(OsStr::new(RESERVE)).map_err(io_error(RESERVE))
     }
 

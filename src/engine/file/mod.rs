@@ -352,7 +352,7 @@ impl Engine for FileEngine {
         let to = Place::Dead(*grave);
         match self.rename(at, id, &to) {
             Err(EngineError::NoSpace(_)) => {
-                self.give_reserve()?;
+                self.drop_reserve()?;
                 self.rename(at, id, &to)
             }
             r => r,
@@ -365,6 +365,10 @@ impl Engine for FileEngine {
             s => s?,
         };
         spot.dir.weight(&spot.name).map(Bytes).map_err(io_error(at))
+    }
+
+    fn give_reserve(&self, _lock: &DomainLock) -> Result<()> {
+        self.drop_reserve()
     }
 
     fn tidy(&self, _lock: &DomainLock) -> Result<()> {

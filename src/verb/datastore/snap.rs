@@ -4,13 +4,13 @@
 
 use super::{Ctx, Ds, disk_size};
 use crate::data::{self, Sparse};
-use crate::engine::{Kind, Name, Place};
+use crate::engine::{EngineError, Kind, Name, Place};
 use crate::image::{self, Format, Rebase, probe};
 use crate::lock::{Mode, SlabLease};
 use crate::one::DsRequest;
 use crate::sdm::record::Step;
 use crate::sdm::work::Slab;
-use crate::sdm::{Job, Work, remove, settle};
+use crate::sdm::{Job, SdmError, Work, remove, settle};
 use crate::sys::{Bytes, Class, fs};
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
@@ -240,22 +240,44 @@ impl<'a> Snap<'a> {
         self.ds.req.datastore.dir().join(name.as_str())
     }
 
+    /// A staging area for a removal, from the reserve where the disk is full.
+    fn begin_removal(&self) -> Result<Work<'_>> {
+        let (domain, job, touched) = (&self.ds.domain, self.ds.job, self.touched()?);
+        match Work::begin(domain, job, &touched) {
+            Err(SdmError::Engine(EngineError::NoSpace(_))) => {
+                domain.engine.give_reserve(&settle::lock_domain(domain, job, job.jobs.waits.lock)?)?;
+                Ok(Work::begin(domain, job, &touched)?)
+            }
+            work => Ok(work?),
+        }
+    }
+
     /// Takes a file out of a chain: each file that builds on it gets what it had from it, in place and
     /// in a way that can be interrupted and run again, then its names go.
     fn unchain(&self, file: &Name, names: &[Name]) -> Result<()> {
-        let mut work = Work::begin(&self.ds.domain, self.ds.job, &self.touched()?)?;
         let chain = image::chain(&self.ds.path(file)?)?;
         let gone = chain.first().map(|l| (l.dev, l.ino));
         let under = chain.get(1);
-        self.ds.job.phase("merging");
+        let mut layers = Vec::new();
         for (_, name, kind) in self.numbered()? {
             let path = self.ds.path(&name)?;
-            if kind != Kind::File || &name == file {
-                continue;
+            if kind == Kind::File
+                && &name != file
+                && image::chain(&path)?.get(1).map(|l| (l.dev, l.ino)) == gone
+            {
+                layers.push(path);
             }
-            if image::chain(&path)?.get(1).map(|l| (l.dev, l.ino)) != gone {
-                continue;
-            }
+        }
+        // The image itself stays, even when its first snapshot is a link to it.
+        let names: Vec<Name> = names.iter().filter(|n| **n != self.image).cloned().collect();
+        if layers.is_empty() {
+            // Needs no room, so it works on a full disk.
+            remove::remove(&self.ds.domain, self.ds.job, &names, &self.request())?;
+            return Ok(());
+        }
+        let mut work = self.begin_removal()?;
+        self.ds.job.phase("merging");
+        for path in layers {
             self.ds.known_chain(&path, &probe(&open(&path)?)?)?;
             let opened = File::options().read(true).write(true).open(&path);
             let opened = opened.with_context(|| format!("opening {}", path.display()))?;
@@ -269,11 +291,9 @@ impl<'a> Snap<'a> {
             fs::sync_file(&opened, &path).with_context(|| format!("flushing {}", path.display()))?;
         }
         let mut steps = Vec::new();
-        for name in names {
+        for name in &names {
             steps.extend(work.step_bury(name, false)?);
         }
-        // The image itself stays, even when its first snapshot is a link to it.
-        steps.retain(|s| s.target() != &self.image);
         work.commit(&self.request(), "", steps)?;
         Ok(())
     }
