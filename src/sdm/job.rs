@@ -183,6 +183,10 @@ impl Jobs {
         }
         let tmp = self.run.join(format!(".{}", info.id));
         let path = self.run.join(format!("{}.json", info.id));
+        // The same id runs already: it stays the one that is listed.
+        if File::open(&path).is_ok_and(|f| ofd::is_held(f.as_fd(), 0).unwrap_or(false)) {
+            return Err(io::ErrorKind::ResourceBusy.into());
+        }
         let f = File::options().read(true).write(true).create(true).truncate(true).mode(0o640).open(&tmp)?;
         if !ofd::try_lock(f.as_fd(), 0, true)? {
             return Err(io::ErrorKind::ResourceBusy.into());
@@ -201,11 +205,15 @@ impl Jobs {
         };
         for entry in dir {
             let path = entry?.path();
-            if path.extension().is_none_or(|e| e != "json") {
-                continue;
-            }
             let Ok(f) = File::open(&path) else { continue };
-            if !ofd::is_held(f.as_fd(), 0)? {
+            if path.extension().is_none_or(|e| e != "json") {
+                // Of a job that died while it was being listed; a young one may not be locked yet.
+                let age = f.metadata()?.modified()?.elapsed().unwrap_or_default();
+                if age > Duration::from_secs(60) && !ofd::is_held(f.as_fd(), 0)? {
+                    #[expect(clippy::disallowed_methods, reason = "the list of jobs is not storage")]
+                    let _ = std::fs::remove_file(&path);
+                }
+            } else if !ofd::is_held(f.as_fd(), 0)? {
                 #[expect(clippy::disallowed_methods, reason = "the list of jobs is not storage")]
                 let _ = std::fs::remove_file(&path);
             } else if let Some(info) = read_record(&f) {

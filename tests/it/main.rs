@@ -21,6 +21,7 @@ mod doc;
 mod doctor;
 mod exit0;
 mod failures;
+mod fight;
 mod fsbed;
 mod full;
 mod guest;

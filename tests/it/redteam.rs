@@ -265,7 +265,8 @@ fn r1_18_walkers_follow_no_link() {
 /// A job dies half way; stock tools replace what it was about; the collector comes weeks later.
 #[test]
 fn r1_19_finishing_forward_too_late_harms_nobody() {
-    let rounds: [(&str, fn(&str) -> bool); 4] = [
+    type Last = fn(&str) -> bool;
+    let rounds: [(&str, Last); 4] = [
         ("rm raw with snapshots", |s| s.starts_with("Rename") && s.ends_with("commit.json")),
         ("rm raw with snapshots", |s| s.starts_with("Rename") && s.contains("/del/")),
         ("snap_flatten raw", |s| s.starts_with("Exchange")),
