@@ -17,8 +17,9 @@
 //! the program is told about it. What follows must hold as after any other crash, and more: an answer that
 //! was given is kept, and given again to a repeat with the same job id.
 
-use crate::bed::{Bed, names};
+use crate::bed::{Bed, Call, Done, names};
 use crate::kill::{full, ready, swept};
+use crate::pause;
 use crate::scenes::{self, Scene, Stage};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::collections::hash_map::DefaultHasher;
@@ -105,23 +106,12 @@ fn scan(dir: &Path, entries: &mut Entries, files: &mut HashMap<Ino, Content>) {
 }
 
 impl Run {
-    /// Plays the call and writes it down.
-    fn record(
-        scene: &Scene,
-        stage: &Stage<'_>,
-        store: &Path,
-        snap: &Path,
-        bug: Option<&str>,
-    ) -> Result<Run, String> {
+    /// Plays a call and writes it down.
+    fn record(call: Call<'_>, store: &Path, snap: &Path) -> (Run, Done) {
         std::fs::create_dir_all(snap.join("keep")).unwrap();
         let (mut start, mut files) = (Entries::new(), HashMap::new());
         scan(store, &mut start, &mut files);
-        let mut call = scene.call(stage).env("ONESDM_TEST_SNAP", snap).env("ONESDM_JOB_ID", JOB);
-        if let Some(bug) = bug {
-            call = call.env("ONESDM_TEST_BUG", bug);
-        }
-        let done = call.run();
-        stage.done(&done).map_err(|e| format!("{}: {e}\n{}", scene.name, done.err()))?;
+        let done = call.env("ONESDM_TEST_SNAP", snap).env("ONESDM_JOB_ID", JOB).run();
         let mut versions: HashMap<Ino, Vec<Version>> = HashMap::new();
         let mut add = |ino, steps, durable, content| {
             versions.entry(ino).or_default().push(Version { steps, durable, content });
@@ -158,7 +148,7 @@ impl Run {
         let known = start.values().chain(end.values()).copied().collect();
         let mut run = Run { root: ino(store), start, steps, versions, needs: Vec::new(), known };
         run.needs = (0..run.steps.len()).map(|n| run.needed(n)).collect();
-        Ok(run)
+        (run, done)
     }
 
     /// Earlier steps that changed the same names or the same objects.
@@ -348,23 +338,46 @@ fn recovered(
     swept(bed)
 }
 
-/// Loses power after every step of a scene, `random` times at random besides the two extremes. Answers
-/// the states tried, per effect after which the power went, and what was wrong.
+/// What the power is lost during.
+#[derive(Clone, Copy)]
+pub enum During {
+    /// The call; `false` when it is the first one for its datastore.
+    Call(bool),
+    /// The collection after the call was killed after its first step that fits.
+    Collection(fn(&str) -> bool),
+}
+
+/// Loses power after every step, `random` times at random besides the two extremes. Answers the states
+/// tried, per effect after which the power went, and what was wrong.
 pub fn lose(
     scene: &Scene,
-    domain: bool,
+    during: During,
     random: usize,
     seed: &mut Random,
     bug: Option<&str>,
 ) -> (BTreeMap<String, usize>, Vec<String>) {
+    let domain = !matches!(during, During::Call(false));
     let bed = ready(None, domain);
     let stage = scene.stage(&bed);
     let (store, snap) = (bed.store_path(100), bed.root().join("snap"));
     let mut points = BTreeMap::new();
-    let run = match Run::record(scene, &stage, &store, &snap, bug) {
-        Ok(run) => run,
-        Err(e) => return (points, vec![e]),
+    let call = match during {
+        During::Call(_) => bug.into_iter().fold(scene.call(&stage), |c, bug| c.env("ONESDM_TEST_BUG", bug)),
+        During::Collection(last) => {
+            let n = {
+                let bed = ready(None, true);
+                let stage = scene.stage(&bed);
+                pause::step(&pause::steps(&bed, scene.call(&stage)).0, last)
+            };
+            assert!(scene.call(&stage).env("ONESDM_TEST_KILL", format!("{n}:after")).run().killed());
+            bed.onesdm(&["gc", store.to_str().unwrap()])
+        }
     };
+    let (run, done) = Run::record(call, &store, &snap);
+    let answered = matches!(during, During::Call(_));
+    if let Err(e) = if answered { stage.done(&done) } else { done.answer().map(drop) } {
+        return (points, vec![format!("{}: {e}\n{}", scene.name, done.err())]);
+    }
     let (mut seen, mut wrong) = (HashSet::new(), Vec::new());
     for len in 0..=run.steps.len() {
         for variant in 0..2 + random {
@@ -376,7 +389,7 @@ pub fn lose(
                 1 => run.state(len, || true, |n| n.saturating_sub(2)),
                 _ => run.state(len, || coins.below(2) == 1, |n| dice.below(n)),
             };
-            let acked = len == run.steps.len();
+            let acked = answered && len == run.steps.len();
             let mut hash = DefaultHasher::new();
             (&state, acked).hash(&mut hash);
             if !seen.insert(hash.finish()) {
@@ -418,8 +431,8 @@ impl Run {
     }
 }
 
-/// Verbs that change storage, one scene of each sort.
-const SCENES: [&str; 11] = [
+/// What is tried without `ONESDM_FULL=1`: one scene of each sort.
+const SLICE: [&str; 11] = [
     "cp raw",
     "cp qcow2",
     "cp qcow2 to raw",
@@ -433,27 +446,49 @@ const SCENES: [&str; 11] = [
     "snap_delete raw",
 ];
 
-#[test]
-fn power_lost_after_every_step() {
+fn power_lost(cases: &[(String, During)]) {
     let (began, mut seed, mut wrong, mut sum) = (Instant::now(), Random::seeded(), Vec::new(), 0);
-    let random = if full() { 12 } else { 1 };
-    let mut played = 0;
-    for scene in scenes::all() {
-        if !full() && !SCENES.contains(&scene.name) || ["stat", "monitor", "export"].contains(&scene.verb) {
-            continue;
-        }
-        played += 1;
-        let (points, found) = lose(&scene, true, random, &mut seed, None);
+    for (name, during) in cases {
+        let scene = scenes::named(name);
+        let (points, found) = lose(&scene, *during, if full() { 12 } else { 1 }, &mut seed, None);
         let shown: String = points.iter().map(|(k, n)| format!("{k} {n}  ")).collect();
-        println!("power  {:24} {shown}", scene.name);
+        let what = match during {
+            During::Call(true) => "",
+            During::Call(false) => ", first contact",
+            During::Collection(_) => ", collected",
+        };
+        println!("power  {:34} {shown}", format!("{name}{what}"));
         sum += points.values().sum::<usize>();
         wrong.extend(found);
     }
-    let first = scenes::all().swap_remove(0);
-    let (points, found) = lose(&first, false, random, &mut seed, None);
-    println!("power  {:24} {points:?}", "cp raw, first contact");
-    wrong.extend(found);
     println!("power  {sum} states in {:.0?}", began.elapsed());
     assert!(wrong.is_empty(), "{} of the states were not recovered:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(played >= SCENES.len(), "a scene was renamed: {played}");
+}
+
+/// Scenes of these verbs: all, or the slice.
+fn of(verbs: &[&str]) -> Vec<(String, During)> {
+    let all = scenes::all().into_iter().filter(|s| verbs.contains(&s.verb));
+    let some = all.filter(|s| full() || SLICE.contains(&s.name));
+    some.map(|s| (s.name.to_owned(), During::Call(true))).collect()
+}
+
+#[test]
+fn power_lost_while_images_are_made() {
+    let mut cases = of(&["cp", "mkfs", "clone"]);
+    cases.push(("cp raw".into(), During::Call(false)));
+    assert!(cases.len() > 5);
+    power_lost(&cases);
+}
+
+#[test]
+fn power_lost_while_images_are_changed_and_removed() {
+    let mut cases = of(&["rm", "snap_revert", "snap_flatten", "snap_delete"]);
+    assert!(cases.len() > 5);
+    cases.push((
+        "cp raw".into(),
+        During::Collection(|s| s.starts_with("Rename") && s.ends_with("commit.json")),
+    ));
+    cases.push(("rm raw with snapshots".into(), During::Collection(|s| s.contains("/del/"))));
+    cases.push(("snap_flatten raw".into(), During::Collection(|s| s.starts_with("Exchange"))));
+    power_lost(&cases);
 }

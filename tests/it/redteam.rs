@@ -9,6 +9,7 @@ use crate::oracle::{Oracle, Tree};
 use crate::pause::{Paused, lose_leases, set, step, steps};
 use crate::race::{REGTIME, bed, cp, image, settle};
 use crate::scenes::{self, Stage};
+use rustix::process::Signal;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -192,6 +193,36 @@ fn r1_9_an_image_in_use_is_not_replaced() {
         user.wait().unwrap();
         stage.done(&scene.call(&stage).run()).unwrap();
     }
+}
+
+/// A merge in place, killed at moments that no step of ours marks: the layers read as before, and the
+/// same call ends it.
+#[test]
+fn r1_10_a_layer_taken_out_in_place_may_be_killed_at_any_moment() {
+    let scene = scenes::named("snap_delete qcow2");
+    let slow = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=pwrite64,pwritev,fdatasync", "-e"];
+    let slow = [&slow[..], &["inject=pwrite64,pwritev,fdatasync:delay_enter=20000"]].concat();
+    let (mut half, rounds) = (0, if full() { 40 } else { 8 });
+    for n in 0..rounds {
+        let bed = ready(None, true);
+        let stage = scene.stage(&bed);
+        let top = bed.store_path(100).join("0123456789abcdef0123456789abcdef.snap/2");
+        let read = || guest::Reader::default().read(&top).unwrap();
+        let was = (read(), std::fs::read(&top).unwrap());
+        let running = scene.call(&stage).under(&slow).start();
+        std::thread::sleep(Duration::from_millis(20 + 400 * n / rounds));
+        running.signal(Signal::KILL);
+        running.wait();
+        half += usize::from(
+            std::fs::read(&top).unwrap() != was.1 && names(top.parent().unwrap()).contains(&"1".into()),
+        );
+        assert_eq!(read().data, was.0.data, "the guest would read something else");
+        gc_and_check(&bed);
+        stage.oracle.either(&stage.before, &stage.after).unwrap();
+        stage.done(&scene.call(&stage).run()).unwrap();
+        settle(&bed, &stage.after);
+    }
+    println!("{half} of {rounds} were killed while merging");
 }
 
 fn ino(path: &Path) -> u64 {

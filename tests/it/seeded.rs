@@ -4,7 +4,7 @@
 
 use crate::bed::names;
 use crate::kill::{effects, point, ready};
-use crate::power::{Random, lose};
+use crate::power::{During, Random, lose};
 use crate::scenes;
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use std::time::Duration;
 #[test]
 fn a_dropped_fsync_is_caught() {
     for name in ["cp raw", "rm raw with snapshots", "snap_revert raw"] {
-        let (_, wrong) = lose(&scenes::named(name), true, 0, &mut Random(1), Some("drop-fsync"));
+        let (_, wrong) =
+            lose(&scenes::named(name), During::Call(true), 0, &mut Random(1), Some("drop-fsync"));
         println!("caught: {}", wrong.first().unwrap_or_else(|| panic!("{name}: no power loss showed it")));
     }
 }
