@@ -13,6 +13,7 @@ mod qcow;
 pub mod qemu;
 mod source;
 mod vmdk;
+mod whole;
 
 pub use admit::{Admit, admit};
 pub use chain::{Link, chain, chain_as, held, root_of_chain};
@@ -21,3 +22,4 @@ pub use error::ImageError;
 pub use probe::{Backing, Format, Probe, probe, probe_as, probe_bytes};
 pub use qcow::Qcow2;
 pub use qemu::{Convert, Counts, Progress, Qemu, Rebase, Target};
+pub use whole::whole;

@@ -46,6 +46,17 @@ pub struct Qcow2 {
 }
 
 impl Qcow2 {
+    /// Where the L1 table lies, and its entries.
+    pub(super) fn l1_table(&self) -> (u64, u64) {
+        (self.tables[0].1, self.l1.1)
+    }
+
+    /// Bytes of an entry of an L2 table.
+    pub(super) fn l2_entry(&self) -> usize {
+        // A cluster of entries covers this many bytes of disk.
+        usize::try_from((1u64 << (2 * self.cluster_bits)) / self.l1.0.max(1)).unwrap_or(8)
+    }
+
     /// What in the header contradicts the size of the disk or the length of the file.
     pub fn damage(&self, size: u64, length: Option<u64>) -> Option<String> {
         let cluster = 1u64 << self.cluster_bits;

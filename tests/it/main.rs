@@ -27,6 +27,7 @@ mod full;
 mod guest;
 mod hostile;
 mod install;
+mod http;
 mod kill;
 mod layers;
 mod noshell;

@@ -46,6 +46,10 @@ impl Out {
         }
         Ok(())
     }
+    /// Bytes as they are, not counted.
+    pub fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
+    }
     /// `200 OK` and such, with these header lines.
     pub fn head(&mut self, status: &str, headers: &[&str]) -> io::Result<()> {
         let headers: String = headers.iter().map(|h| format!("{h}\r\n")).collect();

@@ -90,6 +90,7 @@ fn shape(ds: &Ds<'_>, work: &mut Work<'_>, slab: Slab, unpack: bool) -> Result<(
     }
     let found = probe(file)?;
     image::admit(&found, &ds.admit())?;
+    image::whole(file, &found)?;
     let wanted = ds.req.target_format().and_then(Format::from_word);
     match wanted {
         // What is encrypted can only be kept as it is.
