@@ -19,6 +19,7 @@ mod contract;
 mod deps;
 mod doc;
 mod doctor;
+mod dumps;
 mod exit0;
 mod failures;
 mod fight;
