@@ -79,10 +79,15 @@ impl Dir {
         }
     }
 
-    /// Opens an existing file below this directory for reading, or for reading and writing.
+    /// Opens an existing file below this directory for reading, or for reading and writing. Anything but
+    /// a regular file is refused; a pipe that somebody put there does not hold us up.
     pub fn open_file(&self, rel: &Path, write: bool) -> io::Result<File> {
         let rw = if write { OFlags::RDWR } else { OFlags::RDONLY };
-        Ok(self.beneath(rel, rw, Mode::empty())?.into())
+        let file = File::from(self.beneath(rel, rw | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty())?);
+        if file.metadata()?.is_file() {
+            return Ok(file);
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"))
     }
 
     /// Makes a file that must not exist. `mode` is masked by the umask; `exact` sets it whatever the umask.

@@ -38,6 +38,7 @@ mod oracle;
 mod pause;
 mod power;
 mod race;
+mod records;
 mod redteam;
 mod redteam_more;
 mod replay;
