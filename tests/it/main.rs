@@ -16,6 +16,7 @@ mod admin;
 mod bed;
 mod call;
 mod contract;
+mod cost;
 mod deps;
 mod doc;
 mod doctor;
