@@ -8,6 +8,7 @@
     clippy::print_stdout,
     clippy::print_stderr,
     clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
     clippy::many_single_char_names,
     reason = "the bench stands outside the house: it starts programs and says what it saw"
 )]

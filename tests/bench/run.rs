@@ -1,5 +1,6 @@
 //! Starting programs and measuring them from outside: wall time, processor time, memory, system calls.
 
+use std::collections::HashSet;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -97,7 +98,7 @@ pub struct Calls {
     pub syncs: u32,
     pub child_syncs: u32,
     /// System calls of the program itself.
-    pub calls: u32,
+    pub own: u32,
 }
 
 /// Runs a program once under strace. `None` where there is no strace.
@@ -124,11 +125,18 @@ pub fn traced(command: &Command, stdin: &[u8], scratch: &Path) -> Option<Calls> 
 
 fn count(text: &str) -> Calls {
     let mut calls = Calls::default();
-    let mut children = std::collections::HashSet::new();
+    let mut children: HashSet<String> = HashSet::new();
     let mut started = 0u32;
     for line in text.lines() {
         let Some((pid, rest)) = line.split_once(' ') else { continue };
         let rest = rest.trim_start();
+        // Who is born to a child is one, too; the answer may come on a line of its own.
+        let births = ["clone", "fork", "vfork"];
+        if births.iter().any(|n| rest.trim_start_matches("<... ").starts_with(n))
+            && let (true, Some((_, born))) = (children.contains(pid), rest.rsplit_once(" = "))
+        {
+            children.insert(born.trim().to_owned());
+        }
         let Some((name, _)) = rest.split_once('(') else { continue };
         if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
             continue; // the second half of a call, a signal, an exit
@@ -139,11 +147,11 @@ fn count(text: &str) -> Calls {
                 children.insert(pid.to_owned());
             }
         }
-        let sync = matches!(name, "fsync" | "fdatasync" | "sync" | "syncfs" | "msync" | "sync_file_range");
+        let sync = matches!(name, "fsync" | "fdatasync" | "sync" | "syncfs" | "msync");
         if children.contains(pid) {
             calls.child_syncs += u32::from(sync);
         } else {
-            calls.calls += 1;
+            calls.own += 1;
             calls.syncs += u32::from(sync);
         }
     }
