@@ -12,7 +12,7 @@ use std::process::Command;
 const SIZE: u64 = 512 << 20;
 /// Speed of the best tool that ours must reach.
 const AIM: f64 = 0.95;
-const ROUNDS: u32 = 7;
+const ROUNDS: u32 = 5;
 
 /// One way to make `to` from `from`.
 struct Way {
