@@ -19,6 +19,7 @@ mod contract;
 mod cost;
 mod deps;
 mod doc;
+mod docs;
 mod doctor;
 mod dumps;
 mod exit0;

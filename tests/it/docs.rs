@@ -1,0 +1,45 @@
+//! What the documents claim of the tree is so.
+
+use std::path::Path;
+
+/// Every file below a directory of the tree with this ending.
+fn sources(dir: &str, ending: &str) -> String {
+    let mut out = String::new();
+    let mut dirs = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|e| e == ending) {
+                out += &std::fs::read_to_string(&path).unwrap();
+            }
+        }
+    }
+    out
+}
+
+/// The words in backticks that can only be names of tests: long, lower case, with underscores.
+fn tests_named_in(text: &str) -> Vec<&str> {
+    text.split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|w| w.matches('_').count() >= 3)
+        .filter(|w| w.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'))
+        .collect()
+}
+
+#[test]
+fn each_case_of_the_crash_argument_names_tests_that_exist() {
+    let format = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/format.md")).unwrap();
+    let code = sources("tests/it", "rs") + &sources("src", "rs");
+    let named = tests_named_in(&format);
+    assert!(named.len() > 15, "the argument names its tests: {named:?}");
+    for name in named {
+        assert!(code.contains(&format!("fn {name}()")), "docs/format.md names {name}, which is no test");
+    }
+    for case in 1..=16 {
+        let row = format.lines().find(|l| l.starts_with(&format!("| C{case} "))).expect("every case has a row");
+        assert!(row.matches('`').count() >= 2, "case {case} names its test");
+    }
+}
