@@ -18,12 +18,7 @@ impl ImagePath {
     pub fn shown(&self) -> String {
         match self {
             ImagePath::Local(path) => path.display().to_string(),
-            ImagePath::Http(url) => {
-                let end = url.find(['?', '#']).unwrap_or(url.len());
-                let (scheme, rest) = url[..end].split_once("://").unwrap_or(("http", ""));
-                let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-                format!("{scheme}://{}{path}", host.rsplit('@').next().unwrap_or(host))
-            }
+            ImagePath::Http(url) => crate::data::shown(url),
         }
     }
 }

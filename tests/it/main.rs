@@ -45,6 +45,7 @@ mod redteam;
 mod redteam_more;
 mod replay;
 mod scenes;
+mod secrets;
 mod seeded;
 mod server;
 mod sources;

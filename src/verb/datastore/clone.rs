@@ -6,7 +6,7 @@ use crate::data;
 use crate::engine::Name;
 use crate::image::{self, Format};
 use crate::lock::{self, Mode, SlabLease};
-use crate::one::{self, DsRequest};
+use crate::one::{self, DsRequest, ImagePath};
 use crate::sdm::{Domain, Job, SdmError, Work, settle};
 use crate::sys::{Bytes, Class};
 use crate::verb::refuse;
@@ -24,11 +24,14 @@ struct Original {
 }
 
 pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
+    let path = req.image()?.path.clone().unwrap_or_default();
+    if let ImagePath::Http(_) = one::image_path(&path)? {
+        return Err(refuse(Class::Usage, format!("{} is no image of a datastore", data::shown(&path))));
+    }
     let ds = Ds::open(ctx, req, job)?;
     if let Some(answer) = ds.recorded()? {
         return Ok(answer);
     }
-    let path = req.image()?.path.clone().unwrap_or_default();
     let (name, place) = ds.new_name()?;
     // Only the words of the request: the original may be gone when a repeat asks.
     let wanted = req.datastore.driver.as_deref().and_then(Format::from_word);
