@@ -187,6 +187,9 @@ impl Tools {
         if opts.cancel.is_requested() {
             return Err(ToolError::Cancelled { tool });
         }
+        if opts.deadline.is_zero() {
+            return Err(ToolError::Deadline { tool, after: opts.deadline });
+        }
         let begin = Instant::now();
         tracing::debug!(%tool, ?args, "tool starts");
         let out = step(Effect::Child, opts.writes, || supervise(tool, path, args, &mut opts));

@@ -31,7 +31,8 @@ fn tests_named_in(text: &str) -> Vec<&str> {
 
 #[test]
 fn each_case_of_the_crash_argument_names_tests_that_exist() {
-    let format = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/format.md")).unwrap();
+    let format =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/format.md")).unwrap();
     let code = sources("tests/it", "rs") + &sources("src", "rs");
     let named = tests_named_in(&format);
     assert!(named.len() > 15, "the argument names its tests: {named:?}");
@@ -39,7 +40,8 @@ fn each_case_of_the_crash_argument_names_tests_that_exist() {
         assert!(code.contains(&format!("fn {name}()")), "docs/format.md names {name}, which is no test");
     }
     for case in 1..=16 {
-        let row = format.lines().find(|l| l.starts_with(&format!("| C{case} "))).expect("every case has a row");
+        let row =
+            format.lines().find(|l| l.starts_with(&format!("| C{case} "))).expect("every case has a row");
         assert!(row.matches('`').count() >= 2, "case {case} names its test");
     }
 }
