@@ -199,6 +199,9 @@ fn records(c: &Case) -> Outcome {
     c.engine.put_record(&c.owner, Record::Commit, b"c2")?;
     assert_eq!(c.engine.record(job, Record::Commit)?.as_deref(), Some(&b"c2"[..]), "rewritten whole");
     assert!(c.engine.staged(job)?.is_empty(), "a record is no slab");
+    c.engine.fence(&c.lock()?, job)?;
+    c.engine.fence(&c.lock()?, job)?;
+    assert_eq!(c.engine.record(job, Record::Intent)?, None);
     c.engine.close(&c.owner)?;
     assert_eq!(c.engine.record(job, Record::Commit)?, None);
     assert_eq!(c.engine.record(job, Record::Done)?.as_deref(), Some(&b"c2"[..]));

@@ -83,6 +83,7 @@ impl<E: Engine> Engine for Faulty<E> {
         end(owner: &OwnerLease) -> Result<()>;
         put_record(owner: &OwnerLease, record: Record, bytes: &[u8]) -> Result<()>;
         close(owner: &OwnerLease) -> Result<()>;
+        fence(lock: &DomainLock, job: JobId) -> Result<()>;
         acknowledge(lock: &DomainLock, job: JobId) -> Result<()>;
         forget(lock: &DomainLock, job: JobId) -> Result<()>;
         publish(lock: &DomainLock, job: JobId, n: u32, id: Identity, to: &Name) -> Result<()>;

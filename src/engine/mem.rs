@@ -356,6 +356,13 @@ impl Engine for MemEngine {
         Ok(self.state().done.iter().map(done).collect())
     }
 
+    fn fence(&self, _lock: &DomainLock, job: JobId) -> Result<()> {
+        self.change(Effect::Unlink, "intent", |s| {
+            s.areas.get_mut(&job).and_then(|a| a.remove("intent"));
+            Ok(())
+        })
+    }
+
     fn acknowledge(&self, _lock: &DomainLock, job: JobId) -> Result<()> {
         self.change(Effect::Rename, "done", |s| {
             if let Some(d) = s.done.get_mut(&job) {

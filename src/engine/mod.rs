@@ -310,6 +310,8 @@ pub trait Engine: Debug + Send + Sync {
 
     /// Writes a record of the owner. A commit is durable on return, and with it every staged entry.
     fn put_record(&self, owner: &OwnerLease, record: Record, bytes: &[u8]) -> Result<()>;
+    /// Takes away a living job's intent, without which it decides nothing. Absent is not an error.
+    fn fence(&self, lock: &DomainLock, job: JobId) -> Result<()>;
     /// At most 1 MiB of it; absent is not an error.
     fn record(&self, job: JobId, record: Record) -> Result<Option<Vec<u8>>>;
     /// Turns the owner's commit record into a done record.

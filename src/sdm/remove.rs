@@ -39,6 +39,7 @@ pub fn outrank(domain: &Domain, job: &Job, names: &[Name]) -> Result<bool> {
             settle::settle(domain, &dead, job)?;
         } else {
             let lock = settle::lock_domain(domain, job, job.jobs.waits.lock)?;
+            domain.engine.fence(&lock, rival)?;
             settle::take_away(&*domain.engine, &lock, rival, job.id, false)?;
             ended = false;
         }

@@ -158,6 +158,10 @@ impl<'a> Work<'a> {
         if self.job.cancel().is_requested() {
             return Err(LockError::Cancelled(lock.id().clone()).into());
         }
+        // Under the lock: whoever removes the target may have come before anything was staged.
+        if engine.record(job, Record::Intent)?.is_none() {
+            return Err(SdmError::Fenced(job));
+        }
         first_step(engine, &lock, &commit)?;
         if bug("swap-steps") {
             decide()?;

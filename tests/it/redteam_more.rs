@@ -117,10 +117,13 @@ fn removed_while(creation: &str, pause_at: Option<usize>) -> (Done, Duration) {
 
 #[test]
 fn r3_3_removal_outranks_creation() {
+    let copies = step(&cp_steps(), |s| s.starts_with("Create") && s.ends_with("/0"));
     let decides = step(&cp_steps(), |s| s.starts_with("Rename") && s.ends_with("commit.json"));
-    for creation in ["cp", "clone"] {
-        // Asked to stop; hanging while it copies, and just before it decides.
-        for pause in [None, Some(6), Some(decides)] {
+    for (creation, more) in [("cp", 0), ("clone", 1)] {
+        // Asked to stop; hanging before it has staged anything, while it copies, and just before it decides.
+        // A clone has marked its source as known before.
+        for pause in [None, Some(copies), Some(copies + 1), Some(decides)] {
+            let pause = pause.map(|n| n + more);
             let (done, took) = removed_while(creation, pause);
             println!("{creation} {pause:?}: {:?} in {took:.0?}: {}", done.code, done.err().trim());
             if done.code != Some(0) {

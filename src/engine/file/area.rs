@@ -135,6 +135,17 @@ impl FileEngine {
         Ok(())
     }
 
+    pub(super) fn remove_intent(&self, job: JobId) -> Result<()> {
+        let dir = match self.sub(format!("{AREA}/new/{job}")) {
+            Err(EngineError::Absent(_)) => return Ok(()),
+            d => d?,
+        };
+        match dir.unlink(OsStr::new(file_name(Record::Intent))) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            r => r.map_err(io_error(format_args!("the intent of {job}"))),
+        }
+    }
+
     pub(super) fn read_record(&self, job: JobId, record: Record) -> Result<Option<Vec<u8>>> {
         let dir = self.sub(AREA)?;
         match record {

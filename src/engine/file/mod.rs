@@ -303,6 +303,10 @@ impl Engine for FileEngine {
         self.list_done()
     }
 
+    fn fence(&self, _lock: &DomainLock, job: JobId) -> Result<()> {
+        self.remove_intent(job)
+    }
+
     fn acknowledge(&self, _lock: &DomainLock, job: JobId) -> Result<()> {
         self.mark_done(job)
     }
