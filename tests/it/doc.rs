@@ -4,6 +4,7 @@
 use crate::bed::Bed;
 
 /// A dump being put together.
+#[derive(Clone)]
 pub struct Doc {
     image: Vec<(&'static str, String)>,
     image_template: Vec<(&'static str, String)>,

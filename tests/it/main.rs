@@ -17,6 +17,7 @@ mod bed;
 mod call;
 mod contract;
 mod cost;
+mod defects;
 mod deps;
 mod doc;
 mod docs;

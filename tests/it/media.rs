@@ -179,6 +179,9 @@ fn luks_is_raw_to_the_core() {
         assert_eq!(stat.trim().parse(), Ok(path.metadata().unwrap().len().div_ceil(1 << 20)));
         assert_eq!(takes(&bed, &doc), "raw", "{driver:?}");
         assert!(same_bytes(&image(&bed), &path), "{driver:?}: an encrypted image is not converted");
+        let clone = Doc::new(&bed, 8).image("PATH", image(&bed).display()).store_template("DRIVER", driver);
+        let clone = bed.ds("clone", 8, &clone.xml()).run().ok();
+        assert!(clone.ends_with(" raw\n") && same_bytes(Path::new(clone.trim_end_matches(" raw\n")), &path));
         std::fs::remove_file(image(&bed)).unwrap();
     }
 }

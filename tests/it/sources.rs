@@ -352,3 +352,86 @@ fn a_source_that_grows_or_shrinks_meanwhile_is_an_error() {
     bed.store(100);
     nothing_left(&bed, "untouched");
 }
+
+/// What `clone` may take: images of datastores, by their own names.
+#[test]
+fn clone_takes_images_and_nothing_else() {
+    for (what, path, status) in [
+        ("an image of another datastore", "STORES/101/image", 0),
+        ("the same with more slashes", "STORES//101///image", 0),
+        ("out by dots", "STORES/101/../../.one_auth", 10),
+        ("out and in by dots", "STORES/101/../101/image", 10),
+        ("a link out", "STORES/101/link", 10),
+        ("a link in the datastore itself", "STORES/100/link", 10),
+        ("a hidden file", "STORES/101/.hidden", 10),
+        ("our own area", "STORES/101/.sdm/x", 10),
+        ("a cached sum", "STORES/101/image.md5sum", 10),
+        ("a file beside the datastores", "STORES/../.one_auth", 10),
+        ("a directory of a datastore", "STORES/101/dir/image", 10),
+        ("a datastore", "STORES/101", 10),
+        ("a pipe", "STORES/101/pipe", 10),
+        ("a relative path", "101/image", 2),
+    ] {
+        let bed = Bed::new();
+        let stores = bed.store(100).parent().unwrap().to_owned();
+        let other = bed.store(101);
+        let target = secret(&bed);
+        guest::make_raw(&other.join("image"), 64, 1);
+        std::fs::write(other.join("image.md5sum"), SECRET).unwrap();
+        std::fs::write(other.join(".hidden"), SECRET).unwrap();
+        std::fs::create_dir(other.join(".sdm")).unwrap();
+        std::fs::write(other.join(".sdm/x"), SECRET).unwrap();
+        std::fs::create_dir(other.join("dir")).unwrap();
+        guest::make_raw(&other.join("dir/image"), 64, 1);
+        bed::tool("mkfifo", &[other.join("pipe").as_os_str()]);
+        for dir in [&other, &bed.store(100)] {
+            symlink(&target, dir.join("link")).unwrap();
+        }
+        std::fs::remove_dir_all(other.join(".sdm")).unwrap();
+        let doc = at(&bed, path.replace("STORES", stores.to_str().unwrap()));
+        for driver in ["", "qcow2"] {
+            let done = bed.ds("clone", 7, &doc.clone().store_template("DRIVER", driver).xml()).under(&["timeout", "--foreground", "5"]).run();
+            if status == 0 {
+                done.answer().unwrap_or_else(|e| panic!("{what}: {e}"));
+                std::fs::remove_file(image(&bed)).unwrap();
+                continue;
+            }
+            let line = done.failure(None).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let fits = [Some(status), Some(3), Some(5)].contains(&done.code);
+            assert!(fits && !image(&bed).exists(), "{what}: {:?} {line}", done.code);
+        }
+    }
+}
+
+/// Snapshots that are links: to the image itself they may be, as stock makes them, and nowhere else.
+#[test]
+fn a_snapshot_that_is_a_link_elsewhere_is_refused() {
+    let name = "0123456789abcdef0123456789abcdef";
+    for to in ["SECRET", "STORE/victim", "../victim", "../../../.one_auth"] {
+        for format in ["raw", "qcow2", ""] {
+            for (verb, by) in [("snap_revert", "link"), ("snap_flatten", "link"), ("snap_revert", "current"), ("snap_flatten", "current")] {
+                let bed = Bed::new();
+                let store = bed.store(100);
+                let target = secret(&bed);
+                guest::make_raw(&store.join("victim"), 64, 9);
+                let (path, snap) = (store.join(name), store.join(format!("{name}.snap")));
+                guest::make_raw(&path, 64, 1);
+                std::fs::create_dir(&snap).unwrap();
+                guest::make_raw(&snap.join("0"), 64, 2);
+                let to = to.replace("SECRET", target.to_str().unwrap()).replace("STORE", store.to_str().unwrap());
+                if by == "link" {
+                    symlink(&to, snap.join("1")).unwrap();
+                } else {
+                    std::fs::write(snap.join("1.current"), &to).unwrap();
+                }
+                let before = std::fs::read(&path).unwrap();
+                let doc = Doc::new(&bed, 7).source(&bed, name).image("TARGET_SNAPSHOT", 1).image("FORMAT", format);
+                let done = bed.ds(verb, 7, &doc.xml()).run();
+                let what = format!("{verb} of {format:?}, {by} to {to}");
+                done.failure(Some(10)).unwrap_or_else(|e| panic!("{what}: {e}"));
+                assert!(std::fs::read(&path).unwrap() == before && !path.is_symlink(), "{what}");
+                crate::hostile::at_rest(&bed, &what);
+            }
+        }
+    }
+}

@@ -129,6 +129,6 @@ fn look(path: &Path) -> Result<(File, image::Probe)> {
             format!("{} is not a file; it cannot be cloned", path.display()),
         ));
     }
-    let found = image::probe(&file)?;
+    let found = image::probe(&file).with_context(|| format!("looking at {}", path.display()))?;
     Ok((file, found))
 }

@@ -1,9 +1,9 @@
 //! `export`: what a marketplace needs to take an image: source, digest, size, format. Reads the whole
 //! image for its MD5, under a shared lease. Contract 2.4.
 
-use super::{Ctx, Ds};
+use super::{Ctx, Ds, header};
 use crate::data;
-use crate::image::{Format, probe};
+use crate::image::Format;
 use crate::lock::Mode;
 use crate::one::DsRequest;
 use crate::sdm::{Job, settle};
@@ -26,7 +26,7 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     let format = if ds.raw_on_record() {
         Format::Raw
     } else {
-        let found = probe(&file)?;
+        let found = header(&path)?;
         ds.known_chain(&path, &found)?;
         found.format
     };

@@ -1,7 +1,7 @@
 //! `mkfs`: an empty image: raw, qcow2, swap, or with a file system. *Named*. The format `save_as` only
 //! gives a name, for the contents that a later verb brings. Contract 2.4.
 
-use super::{Ctx, Ds};
+use super::{Ctx, Ds, made};
 use crate::image::Format;
 use crate::lock::Mode;
 use crate::one::DsRequest;
@@ -95,6 +95,7 @@ fn make(ds: &Ds<'_>, work: &mut Work<'_>, plan: &Plan, size: Bytes) -> Result<Sl
     if plan.format == Format::Qcow2 && plan.mkfs.is_none() {
         let slab = work.file(Bytes(0))?;
         ds.ctx.qemu(ds.job, &work.keep_held()).create(&slab.path, Format::Qcow2, size, None, &[])?;
+        made(&slab, Format::Qcow2, size)?;
         return Ok(slab);
     }
     let slab = work.file(size)?;

@@ -22,6 +22,7 @@ use crate::sdm::work::Slab;
 use crate::sdm::{Domain, Job, Work, record, settle};
 use crate::sys::{Bytes, Class};
 use anyhow::{Context as _, Result};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -139,7 +140,7 @@ impl<'a> Ds<'a> {
                 continue;
             }
             let path = self.path(name)?;
-            let file = std::fs::File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+            let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
             if crate::sys::qemu_holds(&file).with_context(|| format!("looking for users of {name}"))? {
                 let text = format!("{name} is open in a running VM; power it off or detach the image first");
                 return Err(refuse(Class::InUse, text));
@@ -184,9 +185,27 @@ impl<'a> Ds<'a> {
         let how = Convert { target: Target::Create, sparse, options: &[], progress };
         let keep = work.keep_held();
         self.ctx.qemu(self.job, &keep).convert((src, from), (&slab.path, to), how)?;
+        made(&slab, to, size)?;
         self.job.method("convert");
         Ok(slab)
     }
+}
+
+/// Looks at what a tool was to make: one that ends with status 0 has not always done its work.
+pub(super) fn made(slab: &Slab, format: Format, size: Bytes) -> Result<()> {
+    let found = header(&slab.path)?;
+    if found.format.opennebula() == format.opennebula() && disk_size(&found) >= size {
+        return Ok(());
+    }
+    let text =
+        format!("qemu-img made {} of {} instead of {format} of {size}", found.format, disk_size(&found));
+    Err(refuse(Class::Integrity, text))
+}
+
+/// What an image is, as its header says.
+pub(super) fn header(path: &Path) -> Result<Probe> {
+    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    image::probe(&file).with_context(|| format!("looking at {}", path.display()))
 }
 
 /// What another release brings is refused in one line, before anything is touched.

@@ -2,10 +2,10 @@
 //! (*again*: what they displace is kept for a while). Whether snapshots are copies or a qcow2 chain is
 //! decided by the image's format and what is there, never by a driver's name. Contract 2.4; defects B5, D3, D16, D18.
 
-use super::{Ctx, Ds, disk_size};
+use super::{Ctx, Ds, disk_size, header, made};
 use crate::data::{self, Sparse};
 use crate::engine::{EngineError, Kind, Name, Place};
-use crate::image::{self, Format, Rebase, probe};
+use crate::image::{self, Format, Rebase};
 use crate::lock::{Mode, SlabLease};
 use crate::one::DsRequest;
 use crate::sdm::record::Step;
@@ -102,7 +102,7 @@ pub fn flatten(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
         },
         Layout::Chain { .. } => {
             let path = s.ds.path(file)?;
-            let found = probe(&open(&path)?)?;
+            let found = header(&path)?;
             s.ds.known_chain(&path, &found)?;
             s.ds.convert(&mut work, &path, found.format, Format::Qcow2, disk_size(&found))?
         }
@@ -180,7 +180,7 @@ impl<'a> Snap<'a> {
         for (_, name, kind) in &files {
             chained |= match kind {
                 Kind::Link(_) => true,
-                Kind::File => probe(&open(&self.ds.path(name)?)?).is_ok_and(|p| p.backing.is_some()),
+                Kind::File => header(&self.ds.path(name)?).is_ok_and(|p| p.backing.is_some()),
                 _ => false,
             };
         }
@@ -219,7 +219,7 @@ impl<'a> Snap<'a> {
     /// An empty layer over a snapshot.
     fn overlay(&self, work: &mut Work<'_>, over: &Name) -> Result<Slab> {
         let path = self.ds.path(over)?;
-        let found = probe(&open(&path)?)?;
+        let found = header(&path)?;
         self.ds.known_chain(&path, &found)?;
         let slab = work.file(Bytes(0))?;
         let backing = self.recorded_as(over);
@@ -232,6 +232,7 @@ impl<'a> Snap<'a> {
             backing,
             &[],
         )?;
+        made(&slab, Format::Qcow2, disk_size(&found))?;
         Ok(slab)
     }
 
@@ -278,7 +279,7 @@ impl<'a> Snap<'a> {
         let mut work = self.begin_removal()?;
         self.ds.job.phase("merging");
         for path in layers {
-            self.ds.known_chain(&path, &probe(&open(&path)?)?)?;
+            self.ds.known_chain(&path, &header(&path)?)?;
             let opened = File::options().read(true).write(true).open(&path);
             let opened = opened.with_context(|| format!("opening {}", path.display()))?;
             let backing = under.map(|l| (l.path.as_os_str(), l.probe.format));
