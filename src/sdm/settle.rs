@@ -201,6 +201,7 @@ pub fn acknowledge(domain: &Domain, name: &Name, by: &Job) {
             if done_of(domain, d.job).is_some_and(|c| c.made(name, now.id)) {
                 let lock = lock_domain(domain, by, Duration::ZERO)?;
                 domain.engine.acknowledge(&lock, d.job)?;
+                break; // nobody else made this very object
             }
         }
         Ok(())

@@ -46,7 +46,8 @@ fn read_file(dir: &Dir, rel: &str) -> Result<Option<Vec<u8>>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         f => f.map_err(io_error(what.display()))?,
     };
-    let mut bytes = Vec::new();
+    // Room for most records: a buffer that grows costs a read for each step.
+    let mut bytes = Vec::with_capacity(4 << 10);
     f.take(RECORD_MAX + 1).read_to_end(&mut bytes).map_err(io_error(what.display()))?;
     if bytes.len() as u64 > RECORD_MAX {
         let source = io::Error::new(io::ErrorKind::InvalidData, "larger than a record can be");
