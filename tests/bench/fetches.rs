@@ -9,7 +9,7 @@ use crate::store::{Store, lifelike};
 use std::process::Command;
 use std::time::Duration;
 
-const SIZE: u64 = 384 << 20;
+const SIZE: u64 = 192 << 20;
 const ROUNDS: u32 = 5;
 /// Of the larger of the slowest stage alone and all processor time over the processors.
 const AIM: f64 = 1.15;

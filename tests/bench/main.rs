@@ -64,6 +64,7 @@ impl Options {
 fn main() -> Result<(), String> {
     let options = Options::parse(std::env::args().skip(1))?;
     let (places, missing) = place::all();
+    place::clear_on_signal(&places);
     let mut rows = Vec::new();
     for place in &places {
         if options.wants("fixed") {

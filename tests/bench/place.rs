@@ -1,6 +1,7 @@
 //! Where the bench works: memory, the temporary directory's file system, and XFS with shared extents.
 
 use crate::run::{have, tool};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::path::{Path, PathBuf};
 
 pub struct Place {
@@ -68,11 +69,30 @@ fn xfs() -> Result<Place, String> {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(mount) = &self.mounted {
-            let _ = std::process::Command::new("umount").arg(mount).status();
-        }
-        let _ = std::fs::remove_dir_all(self.tmp.path());
+        clear(self.mounted.as_deref(), self.tmp.path());
     }
+}
+
+fn clear(mount: Option<&Path>, tmp: &Path) {
+    if let Some(mount) = mount {
+        // Lazily: a child may still be at work there when a signal ends the bench.
+        let _ = std::process::Command::new("umount").arg("-l").arg(mount).status();
+    }
+    let _ = std::fs::remove_dir_all(tmp);
+}
+
+/// Whoever stops the bench finds nothing left of it.
+pub fn clear_on_signal(places: &[Place]) {
+    let all: Vec<_> = places.iter().map(|p| (p.mounted.clone(), p.tmp.path().to_owned())).collect();
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]).unwrap();
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            for (mount, tmp) in &all {
+                clear(mount.as_deref(), tmp);
+            }
+            std::process::exit(130);
+        }
+    });
 }
 
 /// The type of the file system a directory lies on, from the mount table.
