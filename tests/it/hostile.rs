@@ -5,6 +5,7 @@ use crate::bed::{Bed, Done, Running, names, tool};
 use crate::doc::{self, Doc};
 use crate::guest;
 use crate::oracle::{Oracle, Tree};
+use md5::Digest as _;
 use std::ffi::OsStr;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -106,7 +107,7 @@ fn others() -> Vec<Case> {
             over(p, "json:{\"driver\":\"raw\",\"file.filename\":\"/etc/shadow\"}", "raw");
         }),
         case("qcow2 over a name that breaks lines", &[8, 10], |p, _| {
-            over(p, "a\nERROR: 7 b\u{1b}[2J", "raw")
+            over(p, "a\nERROR: 7 b\u{1b}[2J", "raw");
         }),
         case("qcow version 1 over /etc/shadow", &[10], |p, _| {
             img(&["create", "-q", "-u", "-f", "qcow", "-b", "/etc/shadow", "-F", "raw"], p, "1M");
@@ -320,7 +321,6 @@ fn a_header_that_a_guest_wrote_is_data_to_export() {
     for backing in BACKINGS {
         let w = Written::new(backing);
         let said = w.bed.ds("export", 7, &w.doc("raw").xml()).run().ok();
-        use md5::Digest as _;
         let md5: String = md5::Md5::digest(&w.bytes).iter().map(|b| format!("{b:02x}")).collect();
         assert!(said.contains(&md5) && said.contains("<FORMAT><![CDATA[raw]]>"), "{backing}: {said}");
         // Without a format on record nobody may be sent an image that leads elsewhere.

@@ -18,6 +18,7 @@ mod call;
 mod contract;
 mod cost;
 mod defects;
+mod defects_security;
 mod deps;
 mod doc;
 mod docs;

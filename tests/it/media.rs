@@ -379,25 +379,16 @@ fn archives_have_limits() {
     std::fs::File::create(&zeros).unwrap().set_len(64 << 20).unwrap();
     for kind in ["zip", "tar.gz", "tar"] {
         let path = bed.images().join(kind);
-        match kind {
-            "zip" => {
-                let made = std::process::Command::new("zip").args(["-qj"]).arg(&path).arg(&zeros).status();
-                assert!(made.unwrap().success());
-                std::fs::rename(path.with_extension("zip"), &path).unwrap();
-            }
-            _ => {
-                let flags = if kind == "tar" { "-Scf" } else { "-czf" };
-                tool(
-                    "tar",
-                    &[
-                        "-C".as_ref(),
-                        bed.root().as_os_str(),
-                        flags.as_ref(),
-                        path.as_os_str(),
-                        "zeros".as_ref(),
-                    ],
-                );
-            }
+        if kind == "zip" {
+            let made = std::process::Command::new("zip").args(["-qj"]).arg(&path).arg(&zeros).status();
+            assert!(made.unwrap().success());
+            std::fs::rename(path.with_extension("zip"), &path).unwrap();
+        } else {
+            let flags = if kind == "tar" { "-Scf" } else { "-czf" };
+            tool(
+                "tar",
+                &["-C".as_ref(), bed.root().as_os_str(), flags.as_ref(), path.as_os_str(), "zeros".as_ref()],
+            );
         }
         let (done, kib) = peak(bed.ds("cp", 7, &at(&bed, &path).xml()).start());
         let line = refused(&bed, &done, &[5, 8, 10], kind);

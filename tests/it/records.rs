@@ -216,10 +216,10 @@ fn things() -> Vec<(&'static str, Doctor)> {
             chmod(&dir, 0);
         }),
         ("a done record that is a pipe", |y| {
-            drop(tool("mkfifo", &[y.sdm(&format!("done/{JOB}.json")).as_os_str()]))
+            drop(tool("mkfifo", &[y.sdm(&format!("done/{JOB}.json")).as_os_str()]));
         }),
         ("a done record that is a link", |y| {
-            symlink(y.outside.join("0"), y.sdm(&format!("done/{JOB}.json"))).unwrap()
+            symlink(y.outside.join("0"), y.sdm(&format!("done/{JOB}.json"))).unwrap();
         }),
         ("a huge done record", |y| y.put(&format!("done/{JOB}.json"), &vec![b'x'; 3 << 20])),
         ("a done record of rubbish", |y| y.put(&format!("done/{JOB}.json"), b"rubbish")),

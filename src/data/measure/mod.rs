@@ -1,5 +1,5 @@
 //! Looking at a source without fetching it: its first bytes, and its size when unpacked. What is found
-//! is what the source claims; only `fetch` enforces limits.
+//! is what the source claims; limits are for `fetch`, but nothing is counted out beyond them.
 
 mod index;
 
@@ -107,6 +107,9 @@ fn count(
             0 => return Ok(Some(size)),
             n => {
                 size += n as u64;
+                if size > opts.max_size {
+                    return Err(DataError::TooLarge { limit: opts.max_size });
+                }
                 watch.progress.add(n as u64);
             }
         }

@@ -8,10 +8,12 @@ use crate::image::{self, Format};
 use crate::lock::{self, Mode, SlabLease};
 use crate::one::{self, DsRequest, ImagePath};
 use crate::sdm::{Domain, Job, SdmError, Work, settle};
+use crate::sys::fs::Dir;
 use crate::sys::{Bytes, Class};
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The image to copy: where tools find it, what it is, and what keeps it unchanged meanwhile.
@@ -88,15 +90,15 @@ fn own(ds: &Ds<'_>, source: &Name) -> Result<Original> {
 
 /// An image elsewhere: of another datastore, whose lease is taken when it is a domain of ours.
 fn foreign(ds: &Ds<'_>, path: &str) -> Result<Original> {
-    let path: PathBuf = Path::new(path).components().collect();
+    let plain: PathBuf = Path::new(path).components().collect();
     let datastores = &ds.ctx.settings.paths.datastores;
-    let is_image = path.parent().and_then(Path::parent).is_some_and(|p| same_dir(p, datastores));
-    if !is_image {
-        let text =
-            format!("{} is not an image of a datastore below {}", path.display(), datastores.display());
+    let dir = plain.parent().filter(|d| d.parent().is_some_and(|p| same_dir(p, datastores)));
+    let Some(dir) = dir else {
+        let text = format!("{path} is not an image of a datastore below {}", datastores.display());
         return Err(refuse(Class::Refused, text));
-    }
-    let (dir, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
+    };
+    let name = one::source_name(&dir.to_string_lossy(), path)?;
+    let path = dir.join(name.as_str());
     let domain = match Domain::open_dir(dir) {
         Ok(d) => Some(d),
         // A datastore that stock drivers serve takes no part in our locks.
@@ -105,9 +107,8 @@ fn foreign(ds: &Ds<'_>, path: &str) -> Result<Original> {
     };
     let lease = match &domain {
         Some(d) => {
-            let name = name.to_string_lossy();
             let waits = ds.job.jobs.waits.lock;
-            lock::slab_leases(&*d.locks, &[(&*name, Mode::Shared)], waits, ds.job.cancel())?.pop()
+            lock::slab_leases(&*d.locks, &[(name.as_str(), Mode::Shared)], waits, ds.job.cancel())?.pop()
         }
         None => None,
     };
@@ -121,14 +122,15 @@ fn same_dir(a: &Path, b: &Path) -> bool {
     a == b || real(a) == real(b)
 }
 
+/// Opens an image by its own name: no link is followed to what may be no image.
 fn look(path: &Path) -> Result<(File, image::Probe)> {
-    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    if !file.metadata().with_context(|| format!("looking at {}", path.display()))?.is_file() {
-        return Err(refuse(
-            Class::Unsupported,
-            format!("{} is not a file; it cannot be cloned", path.display()),
-        ));
-    }
+    let (dir, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
+    let opened = Dir::open(dir).and_then(|d| d.open_file(Path::new(name), false));
+    let file = opened.map_err(|e| match e.kind() {
+        ErrorKind::NotFound => refuse(Class::NotFound, format!("{} does not exist", path.display())),
+        ErrorKind::PermissionDenied => anyhow::Error::from(e).context(format!("opening {}", path.display())),
+        _ => refuse(Class::Unsupported, format!("{} is no file that can be cloned: {e}", path.display())),
+    })?;
     let found = image::probe(&file).with_context(|| format!("looking at {}", path.display()))?;
     Ok((file, found))
 }

@@ -133,17 +133,26 @@ impl<'a> Snap<'a> {
     }
 
     /// Where a snapshot's content is: in the file of its number, or where `.current` says since a live
-    /// delete of its parent.
+    /// delete of its parent. That is a file of this image, or nobody knows whose it is.
     fn find(&self, id: i64) -> Result<Option<Name>> {
         let marker = self.dir.child(&format!("{id}.current"))?;
+        let mut name = self.dir.child(&id.to_string())?;
         if self.ds.look(&marker)?.is_some_and(|o| o.kind == Kind::File && o.size.0 < 4096) {
             let path = self.ds.path(&marker)?;
             let text =
                 std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-            return Ok(Some(self.ds.inside(&marker, text.trim())?));
+            name = self.ds.inside(&marker, text.trim())?;
         }
-        let name = self.dir.child(&id.to_string())?;
-        Ok(self.ds.look(&name)?.map(|_| name))
+        if self.ds.look(&name)?.is_none() {
+            return Ok(None);
+        }
+        let Place::Public(real) = self.ds.resolve(&name)?.place else { return Err(self.no_image()) };
+        let in_dir = real.as_str().rsplit_once('/').is_some_and(|(dir, _)| dir == self.dir.as_str());
+        if real != self.image && !in_dir {
+            let text = format!("snapshot {id} of {} leads to {real}; nothing was changed", self.image);
+            return Err(refuse(Class::Refused, text));
+        }
+        Ok(Some(name))
     }
 
     fn there(&self) -> Result<&Name> {
