@@ -2,7 +2,7 @@
 //! opened. Printed, and held to the ceilings below: a change that needs more says so here, with its reason.
 //! Times are measured by `cargo bench --bench verbs`; they are no test.
 
-use crate::bed::{self, Bed};
+use crate::bed::Bed;
 use crate::scenes;
 use std::collections::HashSet;
 
