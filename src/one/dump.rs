@@ -2,10 +2,8 @@
 //! anybody reads. One pass, nothing else kept: a datastore with 100,000 images costs no memory.
 
 use super::OneError;
+use super::xml::{self, Values, Visit, Want};
 use crate::sys::Bytes;
-use base64::Engine as _;
-use quick_xml::events::Event;
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Read;
@@ -14,7 +12,8 @@ use std::io::Read;
 pub const MAX_DUMP: u64 = 32 * Bytes::MIB;
 /// The same as base64, with room for line ends.
 const MAX_ENCODED: u64 = MAX_DUMP / 3 * 4 + MAX_DUMP / 16;
-const MAX_DEPTH: usize = 64;
+/// What messages call it.
+const MESSAGE: &str = "the driver message";
 const ROOT: &str = "DS_DRIVER_ACTION_DATA";
 
 /// The values verbs read, below the root. Everything else is checked to be well-formed and dropped.
@@ -46,6 +45,7 @@ const USED: &[(&str, &[&str])] = &[
         "DATASTORE/TEMPLATE",
         &[
             "BRIDGE_LIST",
+            "CACHE_ENABLE",
             "CONVERT",
             "DISK_TYPE",
             "DRIVER",
@@ -55,6 +55,7 @@ const USED: &[(&str, &[&str])] = &[
             "NFS_AUTO_OPTS",
             "NFS_AUTO_PATH",
             "NO_DECOMPRESS",
+            "REPLICA_HOST",
             "RESTRICTED_DIRS",
             "SAFE_DIRS",
             "SPARSE",
@@ -101,7 +102,7 @@ impl DsCall {
             read.map_err(|source| OneError::Stdin { source })?;
         }
         if dump.len() as u64 > MAX_ENCODED {
-            return Err(OneError::TooLarge { limit: Bytes(MAX_DUMP) });
+            return Err(OneError::TooLarge { doc: MESSAGE, limit: Bytes(MAX_DUMP) });
         }
         Ok(DsCall { dump, id })
     }
@@ -117,7 +118,7 @@ fn decimal(arg: &OsString) -> Option<i64> {
 /// no trimming, but text of white space only is empty.
 #[derive(Debug, Default)]
 pub struct DsDump {
-    values: BTreeMap<String, String>,
+    pub(super) values: Values,
     has_image: bool,
     has_datastore: bool,
 }
@@ -126,23 +127,27 @@ impl DsDump {
     /// Reads a message in base64 (line ends allowed) or plain XML. The whole of it must be
     /// well-formed; a value that comes twice must be the same both times.
     pub fn parse(bytes: &[u8]) -> Result<DsDump, OneError> {
-        let first = bytes.iter().position(|b| !b.is_ascii_whitespace()).ok_or(OneError::Empty)?;
-        let bytes = &bytes[first..];
-        let plain = bytes[0] == b'<' || bytes.starts_with("\u{feff}".as_bytes());
-        let xml = if plain { Cow::Borrowed(bytes) } else { Cow::Owned(decode(bytes, first)?) };
-        if xml.len() as u64 > MAX_DUMP {
-            return Err(OneError::TooLarge { limit: Bytes(MAX_DUMP) });
-        }
-        let text = std::str::from_utf8(&xml).map_err(|e| OneError::Encoding { at: e.valid_up_to() })?;
-        if let Some(at) = text.find('\0') {
-            return Err(OneError::Xml { at: at as u64, what: "NUL byte".into() });
-        }
-        Scan::default().run(text.strip_prefix('\u{feff}').unwrap_or(text))
+        let mut dump = DsDump::new(MESSAGE);
+        xml::read(MESSAGE, ROOT, bytes, &mut dump)?;
+        Ok(dump)
+    }
+
+    /// Reads a document that is only an IMAGE or only a DATASTORE, as oned's API answers it; `root`
+    /// is which.
+    pub(super) fn object(doc: &'static str, root: &'static str, bytes: &[u8]) -> Result<DsDump, OneError> {
+        let mut dump = DsDump::new(doc);
+        (dump.has_image, dump.has_datastore) = (root == "IMAGE", root == "DATASTORE");
+        xml::scan(doc, root, root, &xml::decode(doc, bytes, MAX_DUMP)?, &mut dump)?;
+        Ok(dump)
+    }
+
+    fn new(doc: &'static str) -> DsDump {
+        DsDump { values: Values::new(doc, ""), ..DsDump::default() }
     }
 
     /// The value at a path below the root; `None` when absent or empty.
     pub fn get(&self, path: &str) -> Option<&str> {
-        self.values.get(path).map(String::as_str).filter(|v| !v.is_empty())
+        self.values.get(path)
     }
 
     pub fn has_image(&self) -> bool {
@@ -163,187 +168,64 @@ impl DsDump {
     }
 }
 
-fn decode(bytes: &[u8], offset: usize) -> Result<Vec<u8>, OneError> {
-    use base64::engine::general_purpose::STANDARD;
-    // oned writes no line ends; looking for them first would cost as much as decoding.
-    let bytes = bytes.trim_ascii_end();
-    let decoded = STANDARD.decode(bytes).or_else(|e| match e {
-        base64::DecodeError::InvalidByte(at, b) if b.is_ascii_whitespace() => {
-            let mut dense = bytes[..at].to_vec();
-            dense.extend(bytes[at..].iter().filter(|b| !b.is_ascii_whitespace()));
-            STANDARD.decode(dense)
+impl Visit for DsDump {
+    fn open(&mut self, parent: &str, name: &str) -> Result<Want, OneError> {
+        if is_used(parent, name) {
+            return Ok(Want::Value);
         }
-        e => Err(e),
-    });
-    decoded.map_err(|e| {
-        let at = match e {
-            base64::DecodeError::InvalidByte(at, _) => at,
-            _ => bytes.len(),
+        let path = xml::join(parent, name);
+        if !USED.iter().any(|(section, _)| *section == path) {
+            return Ok(Want::Nothing);
+        }
+        let seen = match path.as_str() {
+            "IMAGE" => &mut self.has_image,
+            "DATASTORE" => &mut self.has_datastore,
+            _ => &mut false,
         };
-        OneError::Base64 { at: at + offset }
-    })
-}
-
-/// The state of the one pass.
-#[derive(Default)]
-struct Scan {
-    out: DsDump,
-    /// Open elements, the root included.
-    depth: usize,
-    /// The innermost open element that has used ones in it, as a path below the root.
-    path: String,
-    /// The used element being read, and its text so far.
-    value: Option<(String, String)>,
-    /// How many of the open elements lie in a subtree nobody reads.
-    skipped: usize,
-    root_seen: bool,
-}
-
-impl Scan {
-    fn run(mut self, text: &str) -> Result<DsDump, OneError> {
-        let mut reader = quick_xml::Reader::from_str(text);
-        let config = reader.config_mut();
-        config.expand_empty_elements = true;
-        config.check_comments = true;
-        loop {
-            let event = reader
-                .read_event()
-                .map_err(|e| OneError::Xml { at: reader.error_position(), what: one_line(&e) })?;
-            let at = reader.buffer_position();
-            match event {
-                Event::Start(e) => {
-                    // Without the check for equal names: it is quadratic in their number.
-                    if let Some(bad) = e.attributes().with_checks(false).find_map(Result::err) {
-                        return Err(OneError::Xml { at, what: one_line(&bad) });
-                    }
-                    self.open(e.name().as_ref(), at)?;
-                }
-                Event::End(_) => self.close()?,
-                Event::Text(e) => self.text(&e, at)?,
-                Event::CData(e) if self.depth == 0 => return Err(outside(&e, at)),
-                Event::CData(e) => self.append(&e),
-                Event::GeneralRef(e) => {
-                    let resolved = match e.resolve_char_ref() {
-                        Ok(Some('\0')) | Err(_) => None,
-                        Ok(Some(c)) => Some(Cow::Owned(c.to_string())),
-                        Ok(None) => quick_xml::escape::resolve_predefined_entity(&e).map(Cow::Borrowed),
-                    };
-                    let Some(resolved) = resolved else {
-                        return Err(OneError::Entity { entity: e.chars().take(40).collect() });
-                    };
-                    self.text(&resolved, at)?;
-                }
-                Event::DocType(_) => return Err(OneError::Entity { entity: "DOCTYPE".into() }),
-                Event::Decl(e) => match e.encoding() {
-                    Some(Ok(name)) if !["utf-8", "us-ascii"].contains(&name.to_lowercase().as_str()) => {
-                        return Err(OneError::Xml { at, what: format!("encoding {name:?}, expected UTF-8") });
-                    }
-                    _ => {}
-                },
-                Event::Comment(_) | Event::PI(_) | Event::Empty(_) => {}
-                Event::Eof => break,
-            }
+        if std::mem::replace(seen, true) {
+            return Err(self.values.ambiguous(&path));
         }
-        if self.depth > 0 || !self.root_seen {
-            let what = if self.root_seen { "ends inside an element" } else { "has no element" };
-            return Err(OneError::Xml { at: text.len() as u64, what: what.into() });
-        }
-        Ok(self.out)
+        Ok(Want::Inside)
     }
 
-    fn open(&mut self, name: &str, at: u64) -> Result<(), OneError> {
-        if let Some((path, _)) = &self.value {
-            return Err(OneError::NoValue { path: path.clone() });
-        }
-        // The reader takes any bytes; a slash would make one name look like a path.
-        if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.:".contains(&b) || !b.is_ascii()) {
-            return Err(OneError::Xml { at, what: format!("element name {:?}", one_line(&name)) });
-        }
-        match self.depth {
-            0 if self.root_seen => return Err(outside(name, at)),
-            0 if name != ROOT => return Err(OneError::Root { found: one_line(&name) }),
-            0 => self.root_seen = true,
-            MAX_DEPTH => return Err(OneError::Depth { limit: MAX_DEPTH }),
-            _ if self.skipped > 0 => self.skipped += 1,
-            _ => self.enter(name)?,
-        }
-        self.depth += 1;
-        Ok(())
-    }
-
-    fn enter(&mut self, name: &str) -> Result<(), OneError> {
-        let path = if self.path.is_empty() { name.to_owned() } else { format!("{}/{name}", self.path) };
-        if is_used(&self.path, name) {
-            self.value = Some((path, String::new()));
-        } else if USED.iter().any(|(parent, _)| *parent == path) {
-            let seen = match path.as_str() {
-                "IMAGE" => &mut self.out.has_image,
-                "DATASTORE" => &mut self.out.has_datastore,
-                _ => &mut false,
-            };
-            if std::mem::replace(seen, true) {
-                return Err(OneError::Ambiguous { path });
-            }
-            self.path = path;
-        } else {
-            self.skipped = 1;
-        }
-        Ok(())
-    }
-
-    fn close(&mut self) -> Result<(), OneError> {
-        // The reader has already refused an end without a start.
-        self.depth = self.depth.saturating_sub(1);
-        if self.skipped > 0 {
-            self.skipped -= 1;
-            return Ok(());
-        }
-        let Some((path, mut value)) = self.value.take() else {
-            self.path.truncate(self.path.rfind('/').unwrap_or(0));
-            return Ok(());
-        };
-        if value.trim_ascii().is_empty() {
-            value.clear();
-        }
-        match self.out.values.get(&path) {
-            Some(had) if *had != value => return Err(OneError::Ambiguous { path }),
-            Some(_) => {}
-            None => {
-                self.out.values.insert(path, value);
-            }
-        }
-        Ok(())
-    }
-
-    fn text(&mut self, text: &str, at: u64) -> Result<(), OneError> {
-        if self.depth == 0 && !text.trim_ascii().is_empty() {
-            return Err(outside(text, at));
-        }
-        self.append(text);
-        Ok(())
-    }
-
-    fn append(&mut self, text: &str) {
-        if let Some((_, value)) = &mut self.value {
-            value.push_str(text);
-        }
+    fn value(&mut self, path: &str, text: String) -> Result<(), OneError> {
+        self.values.put(path, text)
     }
 }
 
-fn outside(text: &str, at: u64) -> OneError {
-    let what = format!("{:?} outside the root element", text.chars().take(40).collect::<String>());
-    OneError::Xml { at, what }
+/// The datastores of a pool document, each as a message of its own.
+pub(super) fn pool(doc: &'static str, bytes: &[u8]) -> Result<Vec<DsDump>, OneError> {
+    let mut pool = Pool { doc, dumps: Vec::new() };
+    xml::read(doc, "DATASTORE_POOL", bytes, &mut pool)?;
+    Ok(pool.dumps)
 }
 
-/// The parser's message quotes the document: short, and without its line ends.
-fn one_line(e: &impl std::fmt::Display) -> String {
-    e.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).take(120).collect()
+struct Pool {
+    doc: &'static str,
+    dumps: Vec<DsDump>,
+}
+
+impl Visit for Pool {
+    fn open(&mut self, parent: &str, name: &str) -> Result<Want, OneError> {
+        if parent.is_empty() && name == "DATASTORE" {
+            self.dumps.push(DsDump::new(self.doc));
+        }
+        match self.dumps.last_mut().filter(|_| !parent.is_empty() || name == "DATASTORE") {
+            Some(dump) => dump.open(parent, name),
+            None => Ok(Want::Nothing),
+        }
+    }
+
+    fn value(&mut self, path: &str, text: String) -> Result<(), OneError> {
+        self.dumps.last_mut().map_or(Ok(()), |dump| dump.value(path, text))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sys::Class;
+    use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
     use proptest::prelude::*;
 
@@ -374,7 +256,7 @@ mod tests {
             assert_eq!(dump.get("IMAGE/SOURCE"), None);
             assert_eq!(dump.get("DATASTORE/TEMPLATE/SAFE_DIRS"), Some("/srv/images"));
             assert!(dump.has_image() && dump.has_datastore());
-            assert!(!dump.values.contains_key("IMAGE/UNAME"));
+            assert!(!dump.values.iter().any(|(k, _)| k == "IMAGE/UNAME"));
         }
     }
 
@@ -466,7 +348,7 @@ mod tests {
         }
         let latin = STANDARD.encode(wrap("").into_bytes().iter().copied().chain([0xe4]).collect::<Vec<_>>());
         assert!(matches!(DsDump::parse(latin.as_bytes()), Err(OneError::Encoding { .. })));
-        assert!(matches!(DsDump::parse(b"PA*="), Err(OneError::Base64 { at: 2 })));
+        assert!(matches!(DsDump::parse(b"PA*="), Err(OneError::Base64 { at: 2, .. })));
     }
 
     #[test]
@@ -510,7 +392,7 @@ mod tests {
             assert!(DsDump::parse(&call.dump).is_err(), "{list:?}");
         }
         let nothing = DsCall::from(&args(&["7"]), std::io::empty()).unwrap();
-        assert!(matches!(DsDump::parse(&nothing.dump), Err(OneError::Empty)));
+        assert!(matches!(DsDump::parse(&nothing.dump), Err(OneError::Empty { .. })));
     }
 
     #[test]
@@ -544,7 +426,7 @@ mod tests {
             format_args!("{} MB of base64 parsed in {:?}\n", encoded.len() / 1_000_000, start.elapsed()),
         );
         assert_eq!(dump.get("DATASTORE/ID"), Some("100"));
-        assert!(dump.values.len() < 40);
+        assert!(dump.values.iter().count() < 40);
     }
 
     #[test]

@@ -8,12 +8,13 @@ mod error;
 mod name;
 mod request;
 mod url;
+mod xml;
 
 pub use dirs::{BlockDevices, DirPolicy, open_checked};
 pub use dump::{DsCall, DsDump, MAX_DUMP};
 pub use error::OneError;
 pub use name::{ImageName, image_name, source_name};
 pub use request::{
-    DatastoreDoc, DigestKind, DsRequest, DsType, ImageDoc, ImageType, MarketDoc, NfsAuto, is_yes,
+    DatastoreDoc, Datastores, DigestKind, DsRequest, DsType, ImageDoc, ImageType, MarketDoc, NfsAuto, is_yes,
 };
 pub use url::{ImagePath, image_path};

@@ -104,6 +104,9 @@ pub struct DatastoreDoc {
     /// Unless `no`, holes are made where zeros are.
     pub sparse: bool,
     pub nfs_auto: Option<NfsAuto>,
+    /// Stock's replica host and its cache, which are not offered here: verbs that meet them warn.
+    pub replica_host: Option<String>,
+    pub cache_enable: bool,
     /// `ONESDM_*` attributes under their whole names.
     pub onesdm: BTreeMap<String, String>,
 }
@@ -130,10 +133,13 @@ impl DsDump {
             image: self.has_image().then(|| self.image()).transpose()?,
             datastore: self.datastore(datastores)?,
             target_snapshot: self.target_snapshot()?,
-            source_bridge_list: self.words("SOURCE_BRIDGE_LIST"),
-            datastore_location: self.text("DATASTORE_LOCATION"),
-            monitor_vm_disks: self.flag("MONITOR_VM_DISKS"),
-            marketplace: match (self.number("MARKETPLACE/ID")?, self.text("MARKETPLACE/MARKET_MAD")) {
+            source_bridge_list: self.values.words("SOURCE_BRIDGE_LIST"),
+            datastore_location: self.values.text("DATASTORE_LOCATION"),
+            monitor_vm_disks: self.values.flag("MONITOR_VM_DISKS"),
+            marketplace: match (
+                self.values.number("MARKETPLACE/ID")?,
+                self.values.text("MARKETPLACE/MARKET_MAD"),
+            ) {
                 (None, None) => None,
                 (id, mad) => Some(MarketDoc { id, mad }),
             },
@@ -159,48 +165,48 @@ impl DsDump {
             n => ImageType::Other(n),
         };
         Ok(ImageDoc {
-            id: self.number("IMAGE/ID")?,
-            path: self.text("IMAGE/PATH"),
-            source: self.text("IMAGE/SOURCE"),
-            kind: self.number("IMAGE/TYPE")?.map(kind),
-            format: self.same("IMAGE/FORMAT", "IMAGE/FSTYPE"),
-            fs: self.text("IMAGE/FS"),
-            size: match self.number("IMAGE/SIZE")? {
-                None => None,
-                Some(mib) => Some(Bytes::mib(mib).ok_or_else(|| self.bad("IMAGE/SIZE", "a size in MiB"))?),
-            },
-            persistent: self.flag("IMAGE/PERSISTENT"),
-            regtime: self.number("IMAGE/REGTIME")?,
-            state: self.number("IMAGE/STATE")?,
-            running_vms: self.number("IMAGE/RUNNING_VMS")?,
-            cloning_ops: self.number("IMAGE/CLONING_OPS")?,
-            cloning_id: self.number("IMAGE/CLONING_ID")?.filter(|id| *id != -1),
-            driver: self.text("IMAGE/TEMPLATE/DRIVER"),
-            digests: digests.into_iter().filter_map(|(kind, path)| Some((kind, self.text(path)?))).collect(),
+            id: self.values.number("IMAGE/ID")?,
+            path: self.values.text("IMAGE/PATH"),
+            source: self.values.text("IMAGE/SOURCE"),
+            kind: self.values.number("IMAGE/TYPE")?.map(kind),
+            format: self.values.text("IMAGE/FORMAT").or_else(|| self.values.text("IMAGE/FSTYPE")),
+            fs: self.values.text("IMAGE/FS"),
+            size: self.values.mib("IMAGE/SIZE")?,
+            persistent: self.values.flag("IMAGE/PERSISTENT"),
+            regtime: self.values.number("IMAGE/REGTIME")?,
+            state: self.values.number("IMAGE/STATE")?,
+            running_vms: self.values.number("IMAGE/RUNNING_VMS")?,
+            cloning_ops: self.values.number("IMAGE/CLONING_OPS")?,
+            cloning_id: self.values.number("IMAGE/CLONING_ID")?.filter(|id| *id != -1),
+            driver: self.values.text("IMAGE/TEMPLATE/DRIVER"),
+            digests: digests
+                .into_iter()
+                .filter_map(|(kind, path)| Some((kind, self.values.text(path)?)))
+                .collect(),
         })
     }
 
     fn datastore(&self, datastores: &Path) -> Result<DatastoreDoc, OneError> {
-        let id: i64 = self.number("DATASTORE/ID")?.ok_or(OneError::Missing { path: "DATASTORE/ID" })?;
-        let base_path = match (self.text("DATASTORE/BASE_PATH"), self.text("DATASTORE_LOCATION")) {
-            (Some(path), _) => path,
-            (None, Some(location)) => format!("{location}/{id}"),
-            (None, None) => format!("{}/{id}", datastores.display()),
-        };
+        let id: i64 = self.values.need("DATASTORE/ID")?;
+        let base_path =
+            match (self.values.text("DATASTORE/BASE_PATH"), self.values.text("DATASTORE_LOCATION")) {
+                (Some(path), _) => path,
+                (None, Some(location)) => format!("{location}/{id}"),
+                (None, None) => format!("{}/{id}", datastores.display()),
+            };
         if !base_path.starts_with('/') || base_path.split('/').any(|c| c == "..") {
-            let (path, want) = ("DATASTORE/BASE_PATH".into(), "an absolute path without \"..\"");
-            return Err(OneError::Value { path, value: base_path, want });
+            return Err(self.values.bad("DATASTORE/BASE_PATH", "an absolute path without \"..\""));
         }
-        let kind = match self.number::<i64>("DATASTORE/TYPE")? {
+        let kind = match self.values.number::<i64>("DATASTORE/TYPE")? {
             None => None,
             Some(0) => Some(DsType::Image),
             Some(1) => Some(DsType::System),
             Some(2) => Some(DsType::Files),
             Some(3) => Some(DsType::Backup),
-            Some(_) => return Err(self.bad("DATASTORE/TYPE", "0, 1, 2 or 3")),
+            Some(_) => return Err(self.values.bad("DATASTORE/TYPE", "0, 1, 2 or 3")),
         };
-        let template = |name: &str| self.text(&format!("DATASTORE/TEMPLATE/{name}"));
-        let list = |name: &str| self.words(&format!("DATASTORE/TEMPLATE/{name}"));
+        let template = |name: &str| self.values.text(&format!("DATASTORE/TEMPLATE/{name}"));
+        let list = |name: &str| self.values.words(&format!("DATASTORE/TEMPLATE/{name}"));
         let yes = |name: &str| template(name).map(|v| is_yes(&v));
         let disk_type = template("DISK_TYPE").or_else(|| {
             // As a number where the template has no word: 2 is a block device.
@@ -211,10 +217,10 @@ impl DsDump {
                 Some(NfsAuto { host, path, options: template("NFS_AUTO_OPTS") })
             }
             (Some(true), None, _) => {
-                return Err(OneError::Missing { path: "DATASTORE/TEMPLATE/NFS_AUTO_HOST" });
+                return Err(self.values.missing("DATASTORE/TEMPLATE/NFS_AUTO_HOST"));
             }
             (Some(true), _, None) => {
-                return Err(OneError::Missing { path: "DATASTORE/TEMPLATE/NFS_AUTO_PATH" });
+                return Err(self.values.missing("DATASTORE/TEMPLATE/NFS_AUTO_PATH"));
             }
             _ => None,
         };
@@ -222,8 +228,8 @@ impl DsDump {
             id,
             base_path,
             kind,
-            ds_mad: self.text("DATASTORE/DS_MAD"),
-            tm_mad: self.text("DATASTORE/TM_MAD"),
+            ds_mad: self.values.text("DATASTORE/DS_MAD"),
+            tm_mad: self.values.text("DATASTORE/TM_MAD"),
             disk_type,
             restricted_dirs: list("RESTRICTED_DIRS"),
             safe_dirs: list("SAFE_DIRS"),
@@ -233,57 +239,33 @@ impl DsDump {
             limit_transfer_bw: template("LIMIT_TRANSFER_BW"),
             convert: yes("CONVERT"),
             driver: template("DRIVER"),
-            sparse: !template("SPARSE").is_some_and(|v| v.trim().eq_ignore_ascii_case("no")),
+            sparse: self.values.unless_no("DATASTORE/TEMPLATE/SPARSE"),
             nfs_auto,
+            replica_host: template("REPLICA_HOST"),
+            cache_enable: self.values.flag("DATASTORE/TEMPLATE/CACHE_ENABLE"),
             onesdm: self.attributes(),
         })
     }
 
     /// Generation 5 documents it at the root, cores send it inside IMAGE; -1 is none.
     fn target_snapshot(&self) -> Result<Option<i64>, OneError> {
-        let inner: Option<i64> = self.number("IMAGE/TARGET_SNAPSHOT")?;
-        let root = self.number("TARGET_SNAPSHOT")?;
+        let inner: Option<i64> = self.values.number("IMAGE/TARGET_SNAPSHOT")?;
+        let root = self.values.number("TARGET_SNAPSHOT")?;
         match (inner.filter(|n| *n != -1), root.filter(|n| *n != -1)) {
-            (Some(a), Some(b)) if a != b => Err(OneError::Ambiguous { path: "TARGET_SNAPSHOT".into() }),
-            (Some(n), _) | (None, Some(n)) if n < -1 => Err(OneError::Value {
-                path: "TARGET_SNAPSHOT".into(),
-                value: n.to_string(),
-                want: "a snapshot id",
-            }),
+            (Some(a), Some(b)) if a != b => Err(self.values.ambiguous("TARGET_SNAPSHOT")),
+            (Some(n), _) if n < -1 => Err(self.values.bad("IMAGE/TARGET_SNAPSHOT", "a snapshot id")),
+            (None, Some(n)) if n < -1 => Err(self.values.bad("TARGET_SNAPSHOT", "a snapshot id")),
             (a, b) => Ok(a.or(b)),
         }
-    }
-
-    fn text(&self, path: &str) -> Option<String> {
-        self.get(path).map(str::to_owned)
-    }
-
-    fn same(&self, path: &str, older: &str) -> Option<String> {
-        self.text(path).or_else(|| self.text(older))
-    }
-
-    fn words(&self, path: &str) -> Vec<String> {
-        self.get(path).unwrap_or_default().split_whitespace().map(str::to_owned).collect()
-    }
-
-    fn flag(&self, path: &str) -> bool {
-        self.get(path).is_some_and(|v| v.trim() == "1" || is_yes(v))
-    }
-
-    fn number<T: std::str::FromStr>(&self, path: &str) -> Result<Option<T>, OneError> {
-        match self.get(path) {
-            None => Ok(None),
-            Some(text) => text.trim().parse().map(Some).map_err(|_| self.bad(path, "a number")),
-        }
-    }
-
-    fn bad(&self, path: &str, want: &'static str) -> OneError {
-        let value = self.get(path).unwrap_or_default().chars().take(80).collect();
-        OneError::Value { path: path.into(), value, want }
     }
 }
 
 impl ImageDoc {
+    /// From an IMAGE document as oned's API answers it.
+    pub fn parse(xml: &[u8]) -> Result<ImageDoc, OneError> {
+        DsDump::object("the image document", "IMAGE", xml)?.image()
+    }
+
     /// The digests the user gave, in lower-case hex. Asked for by verbs that read the image only: an
     /// image with a bad digest can still be removed.
     pub fn digests(&self) -> Result<Vec<(DigestKind, String)>, OneError> {
@@ -299,13 +281,41 @@ impl ImageDoc {
                 return Ok((*kind, digest));
             }
             let value = text.chars().take(140).collect();
-            Err(OneError::Value { path: path.into(), value, want })
+            Err(OneError::Value { doc: "the image", path: path.into(), value, want })
         };
         self.digests.iter().map(check).collect()
     }
 }
 
+/// All datastores of the cloud.
+#[derive(Debug, Default)]
+pub struct Datastores {
+    pub docs: Vec<DatastoreDoc>,
+    /// Those whose values make no sense, by id: they exist, and nothing else is known of them.
+    pub bad: Vec<(i64, OneError)>,
+}
+
+impl Datastores {
+    /// From a DATASTORE_POOL document.
+    pub fn parse(xml: &[u8], datastores: &Path) -> Result<Datastores, OneError> {
+        let mut out = Datastores::default();
+        for dump in super::dump::pool("the datastore list", xml)? {
+            match dump.datastore(datastores) {
+                Ok(doc) => out.docs.push(doc),
+                Err(e) => out.bad.push((dump.values.need("DATASTORE/ID")?, e)),
+            }
+        }
+        Ok(out)
+    }
+}
+
 impl DatastoreDoc {
+    /// From a DATASTORE document as oned's API answers it. `datastores` is where datastores live when
+    /// the document does not say so.
+    pub fn parse(xml: &[u8], datastores: &Path) -> Result<DatastoreDoc, OneError> {
+        DsDump::object("the datastore document", "DATASTORE", xml)?.datastore(datastores)
+    }
+
     /// Its directory, as a clean path.
     pub fn dir(&self) -> PathBuf {
         super::name::squeeze(&self.base_path)
@@ -327,7 +337,9 @@ impl DatastoreDoc {
 impl DsRequest {
     /// The image, for verbs that cannot do without.
     pub fn image(&self) -> Result<&ImageDoc, OneError> {
-        self.image.as_ref().ok_or(OneError::Missing { path: "IMAGE" })
+        self.image
+            .as_ref()
+            .ok_or_else(|| OneError::Missing { doc: "the driver message", path: "IMAGE".into() })
     }
 
     /// The format a new image is to be stored in, when the datastore asks for one: its DRIVER, but
