@@ -13,6 +13,10 @@ pub struct Env {
     /// Where oned answers, and the file with the secret for it.
     pub one_xmlrpc: Option<String>,
     pub one_auth: Option<PathBuf>,
+    /// The VM's document, or the path of a file with it: for scripts without oned, see `one::cloud`.
+    pub vm_xml: Option<OsString>,
+    /// A directory of documents that stands in for oned.
+    pub xml_dir: Option<PathBuf>,
     /// Another `onesdm.toml`; it must exist.
     pub config: Option<PathBuf>,
     /// The id the caller gives this job.
@@ -41,6 +45,8 @@ impl Env {
                 "HOME" => env.home = path(),
                 "ONE_XMLRPC" => env.one_xmlrpc = text(),
                 "ONE_AUTH" => env.one_auth = path(),
+                "ONESDM_VM_XML" => env.vm_xml = value,
+                "ONESDM_XML_DIR" => env.xml_dir = path(),
                 "ONESDM_CONFIG" => env.config = path(),
                 "ONESDM_JOB_ID" => env.job_id = text(),
                 "ONESDM_STATE_DIR" => env.state_dir = path(),
@@ -66,6 +72,8 @@ mod tests {
             ("ONESDM_JOB_ID", "a"),
             ("ONESDM_JOB_ID", "b"),
             ("ONESDM_LOG_DIR", "/l"),
+            ("ONESDM_VM_XML", "<VM/>"),
+            ("ONESDM_XML_DIR", "/x"),
         ];
         let env = Env::from_vars(vars.map(|(k, v)| (k.into(), v.into())));
         assert_eq!(
@@ -74,6 +82,8 @@ mod tests {
                 one_location: Some("/srv/one".into()),
                 job_id: Some("b".into()),
                 log_dir: Some("/l".into()),
+                vm_xml: Some("<VM/>".into()),
+                xml_dir: Some("/x".into()),
                 ..Env::default()
             }
         );

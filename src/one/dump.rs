@@ -13,7 +13,7 @@ pub const MAX_DUMP: u64 = 32 * Bytes::MIB;
 /// The same as base64, with room for line ends.
 const MAX_ENCODED: u64 = MAX_DUMP / 3 * 4 + MAX_DUMP / 16;
 /// What messages call it.
-const MESSAGE: &str = "the driver message";
+pub(super) const MESSAGE: &str = "the driver message";
 const ROOT: &str = "DS_DRIVER_ACTION_DATA";
 
 /// The values verbs read, below the root. Everything else is checked to be well-formed and dropped.
@@ -81,7 +81,7 @@ impl DsCall {
     /// Finds the message, for both generations of the contract. `args` are the arguments after the
     /// program's name: `<id>` with the message on `stdin`, or `<message> [<id>]`. Of `stdin` at most
     /// the largest legal message is read, and nothing when the arguments hold it.
-    pub fn from(args: &[OsString], mut stdin: impl Read) -> Result<DsCall, OneError> {
+    pub fn from(args: &[OsString], stdin: impl Read) -> Result<DsCall, OneError> {
         let (dump_arg, id_arg) = match args.first() {
             Some(first) if decimal(first).is_none() => (Some(first), args.get(1).map(|a| (2, a))),
             first => (None, first.map(|a| (1, a))),
@@ -94,18 +94,26 @@ impl DsCall {
                 want: "an object id",
             })?),
         };
-        let mut dump = Vec::new();
-        if let Some(arg) = dump_arg {
-            dump.extend(arg.as_encoded_bytes());
-        } else {
-            let read = stdin.by_ref().take(MAX_ENCODED + 1).read_to_end(&mut dump);
-            read.map_err(|source| OneError::Stdin { source })?;
-        }
+        let dump = match dump_arg {
+            Some(arg) => arg.as_encoded_bytes().to_vec(),
+            None => from_stdin(stdin, MESSAGE)?,
+        };
         if dump.len() as u64 > MAX_ENCODED {
             return Err(OneError::TooLarge { doc: MESSAGE, limit: Bytes(MAX_DUMP) });
         }
         Ok(DsCall { dump, id })
     }
+}
+
+/// All of stdin, and never more than the largest legal document.
+pub(super) fn from_stdin(mut stdin: impl Read, doc: &'static str) -> Result<Vec<u8>, OneError> {
+    let mut bytes = Vec::new();
+    let read = stdin.by_ref().take(MAX_ENCODED + 1).read_to_end(&mut bytes);
+    read.map_err(|source| OneError::Stdin { source })?;
+    if bytes.len() as u64 > MAX_ENCODED {
+        return Err(OneError::TooLarge { doc, limit: Bytes(MAX_DUMP) });
+    }
+    Ok(bytes)
 }
 
 fn decimal(arg: &OsString) -> Option<i64> {

@@ -1,6 +1,7 @@
 //! A datastore verb's message as types: what each verb may ask for, with OpenNebula's defaults applied
 //! where they are rules of the contract and left open where the verb decides.
 
+use super::dump::MESSAGE;
 use super::{DsDump, OneError};
 use crate::sys::Bytes;
 use std::collections::BTreeMap;
@@ -337,9 +338,7 @@ impl DatastoreDoc {
 impl DsRequest {
     /// The image, for verbs that cannot do without.
     pub fn image(&self) -> Result<&ImageDoc, OneError> {
-        self.image
-            .as_ref()
-            .ok_or_else(|| OneError::Missing { doc: "the driver message", path: "IMAGE".into() })
+        self.image.as_ref().ok_or_else(|| OneError::Missing { doc: MESSAGE, path: "IMAGE".into() })
     }
 
     /// The format a new image is to be stored in, when the datastore asks for one: its DRIVER, but
