@@ -13,6 +13,7 @@
 //! | `engine` | slabs and tags on one kind of storage | verbs, image formats |
 //! | `lock` | leases: who may change what | slabs |
 //! | `data` | moving bytes: copy, fetch, verify, decompress | where they end up |
+//! | `host` | where work runs: frames, the agent's side, local, ssh2 and system ssh | what the work is |
 //! | `config` | settings and where each came from; the only reader of the environment | verbs |
 //! | `obs` | event log, history, journald | what the events mean |
 //! | `sys` | the only room with unsafe code, raw system calls and child processes | everything above |
@@ -23,6 +24,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod engine;
+pub mod host;
 pub mod image;
 pub mod lock;
 pub mod obs;

@@ -4,6 +4,7 @@
 pub mod table;
 
 mod admin;
+mod agent;
 mod args;
 mod doctor;
 mod generate;

@@ -3,8 +3,10 @@
 //! process before and after each one.
 
 pub mod cancel;
+pub mod child;
 pub mod class;
 pub mod copy;
+pub mod detach;
 pub mod effect;
 pub mod fs;
 pub mod ofd;
@@ -16,6 +18,7 @@ pub mod tool;
 pub mod user;
 
 pub use cancel::Cancel;
+pub use child::Child;
 pub use class::{Bytes, Class, hex};
 pub use qemulock::qemu_holds;
 pub use tool::{Tool, ToolError, Tools};

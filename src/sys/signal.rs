@@ -5,12 +5,14 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::io;
 use std::time::Duration;
 
-/// From now on SIGTERM and SIGINT set `cancel`; a job that has not ended `grace` later ends with
+/// From now on SIGTERM and SIGINT, and SIGHUP before `detach`, set `cancel`; a job that has not ended `grace` later ends with
 /// `status`, as it would by a crash. A broken pipe is an error of the write, not a signal (the Rust
 /// runtime sees to that).
 pub fn on_stop(cancel: &Cancel, grace: Duration, status: u8) -> io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let stops: &[_] =
+        if super::detach::is_detached() { &[SIGTERM, SIGINT] } else { &[SIGTERM, SIGINT, SIGHUP] };
+    let mut signals = signal_hook::iterator::Signals::new(stops)?;
     let cancel = cancel.clone();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         if signals.forever().next().is_some() {

@@ -23,7 +23,7 @@ use super::{Cancel, Class};
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 const STDOUT_CAP: usize = 1 << 20;
-const STDERR_TAIL: usize = 1024;
+pub(super) const STDERR_TAIL: usize = 1024;
 /// Reads from one pipe before deadline and cancel are looked at again.
 const READS: usize = 16;
 /// How long a killed child may take to go. Longer means it is stuck in a storage call.
@@ -56,6 +56,7 @@ tools! {
     MkfsXfs => ["mkfs.xfs"],
     MkfsBtrfs => ["mkfs.btrfs"],
     MkSwap => ["mkswap"],
+    Ssh => ["ssh"],
 }
 
 impl std::fmt::Display for Tool {
@@ -126,6 +127,8 @@ pub struct Run<'a> {
     pub writes: &'a [&'a Path],
     /// Descriptors the child keeps, under their numbers, besides 0, 1 and 2: the lease of its job.
     pub inherit: &'a [BorrowedFd<'a>],
+    /// Besides `LC_ALL`, `PATH` and `HOME`; nothing secret.
+    pub env: &'a [(&'a str, &'a OsStr)],
     /// Exit statuses that are no failure.
     pub ok: &'a [i32],
     /// Sees everything the child writes to stdout, as it comes.
@@ -135,7 +138,8 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     pub fn new(deadline: Duration, cancel: &'a Cancel) -> Self {
         let limits = Limits::default();
-        Run { deadline, cancel, limits, cwd: None, writes: &[], inherit: &[], ok: &[0], watch: None }
+        let (cwd, watch) = (None, None);
+        Run { deadline, cancel, limits, cwd, writes: &[], inherit: &[], env: &[], ok: &[0], watch }
     }
 }
 
@@ -229,15 +233,20 @@ fn is_interpreter(path: &Path) -> bool {
 }
 
 /// A child that cannot outlive this value unnoticed.
-struct Running {
-    child: Child,
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) child: Child,
     /// Killed, and still there.
     given_up: bool,
 }
 
 impl Running {
+    pub(super) fn start(path: &Path, args: &[&OsStr], opts: &Run<'_>, stdin: Stdio) -> io::Result<Running> {
+        Ok(Running { child: spawn(path, args, opts, stdin)?, given_up: false })
+    }
+
     /// Kills and reaps; `false` when the kernel does not let it go.
-    fn stop(&mut self) -> bool {
+    pub(super) fn stop(&mut self) -> bool {
         let end = Instant::now() + REAP;
         // It fails only when the child has been reaped already.
         let _ = self.child.kill();
@@ -261,7 +270,7 @@ impl Drop for Running {
 }
 
 /// Waits for data, or for the time to pass; an interrupted wait is a short one.
-fn nap(fds: &mut [PollFd<'_>], d: Duration) {
+pub(super) fn nap(fds: &mut [PollFd<'_>], d: Duration) {
     let t = rustix::event::Timespec { tv_sec: 0, tv_nsec: i64::from(d.subsec_nanos()) };
     let _ = poll(fds, Some(&t));
 }
@@ -269,7 +278,7 @@ fn nap(fds: &mut [PollFd<'_>], d: Duration) {
 fn supervise(tool: Tool, path: &Path, args: &[&OsStr], opts: &mut Run<'_>) -> Result<Output, ToolError> {
     let io = |what| move |source| ToolError::Io { tool, what, source };
     let begin = Instant::now();
-    let mut running = Running { child: spawn(path, args, opts).map_err(io("starting it"))?, given_up: false };
+    let mut running = Running::start(path, args, opts, Stdio::null()).map_err(io("starting it"))?;
     let exit = i32::try_from(running.child.id()).ok().and_then(Pid::from_raw);
     let exit = exit.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let mut stdout = running.child.stdout.take().map(OwnedFd::from);
@@ -345,10 +354,11 @@ fn outcome(tool: Tool, status: ExitStatus, opts: &Run<'_>, out: Output) -> Resul
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place that may")]
-fn spawn(path: &Path, args: &[&OsStr], opts: &Run<'_>) -> io::Result<Child> {
+fn spawn(path: &Path, args: &[&OsStr], opts: &Run<'_>, stdin: Stdio) -> io::Result<Child> {
     let mut cmd = Command::new(path);
     cmd.args(args).env_clear().env("LC_ALL", "C").env("PATH", PATH).env("HOME", "/");
-    cmd.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    cmd.envs(opts.env.iter().copied());
+    cmd.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
     cmd.current_dir(opts.cwd.unwrap_or(Path::new("/")));
     let keep: Vec<i32> = opts.inherit.iter().map(AsRawFd::as_raw_fd).filter(|&n| n > 2).collect();
     let us = rustix::process::getpid();
@@ -421,7 +431,7 @@ fn or_none(stderr: &str) -> &str {
 }
 
 /// One printable line.
-fn clean(raw: &[u8]) -> String {
+pub(super) fn clean(raw: &[u8]) -> String {
     let text: String =
         String::from_utf8_lossy(raw).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let words: Vec<_> = text.split_whitespace().collect();

@@ -1,9 +1,11 @@
 //! Whose rights we act with.
-#![expect(unsafe_code, reason = "changing the ids of the whole process has no safe wrapper")]
+#![expect(unsafe_code, reason = "the ids of the process and the account database have no safe wrapper")]
 
+use std::ffi::{CStr, OsStr};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Root becomes the owner of a directory for the rest of the process, so that all it makes there can
 /// be used by that account. Anybody else stays who they are.
@@ -27,6 +29,24 @@ pub fn become_owner(dir: &Path) -> io::Result<()> {
             || libc::setresuid(uid, uid, uid) != 0
     };
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The home the account database gives this account, and its name: what the system's ssh goes by,
+/// whatever the environment says. `None` when the account is not in it.
+pub fn account() -> Option<(String, PathBuf)> {
+    let mut buf = vec![0; 1 << 14];
+    // SAFETY: passwd is plain data; all zeroes is a valid value of it.
+    let mut entry: libc::passwd = unsafe { std::mem::zeroed() };
+    let mut found = std::ptr::null_mut();
+    let uid = rustix::process::geteuid().as_raw();
+    // SAFETY: `entry`, `buf` and `found` outlive the call, and `buf` is as long as it says.
+    let rc = unsafe { libc::getpwuid_r(uid, &raw mut entry, buf.as_mut_ptr(), buf.len(), &raw mut found) };
+    if rc != 0 || found.is_null() {
+        return None;
+    }
+    // SAFETY: on success both point to terminated strings in `buf`, which is still there.
+    let (name, home) = unsafe { (CStr::from_ptr(entry.pw_name), CStr::from_ptr(entry.pw_dir)) };
+    Some((name.to_string_lossy().into_owned(), OsStr::from_bytes(home.to_bytes()).into()))
 }
 
 /// Whether this account may make entries in a directory.

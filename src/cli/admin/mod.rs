@@ -60,6 +60,7 @@ pub fn run(env: &Env, argv: Vec<OsString>) -> Result<u8> {
             return Ok(Class::Usage.status());
         }
         Some(("generate", m)) => return super::generate::run(m),
+        Some(("agent", m)) => return super::agent::run(env, m),
         Some(("image", m)) => return probe(m, json),
         Some(("config", m)) if m.subcommand_name() == Some("defaults") => {
             render::print(Config::documentation())?;
@@ -81,6 +82,7 @@ pub fn run(env: &Env, argv: Vec<OsString>) -> Result<u8> {
         Some(("lock", m)) => domain::locks(&world, m, json),
         Some(("domain", m)) => domain::run(&world, m, json),
         Some(("config", m)) => config(&world, m, json),
+        Some(("host", m)) => super::agent::probe(&world, m, json),
         Some(("ds", m)) => ds::run(env, &world, m, job.as_deref(), json),
         Some(("install", m)) => super::install::run(&world, m, json),
         _ => Err(refuse(Class::Usage, "no such command (see `onesdm --help`)")),

@@ -1,0 +1,110 @@
+//! Bytes to and from a program on a host, on one thread and without ever blocking in one direction.
+
+use crate::host::error::HostError;
+use std::io::{self, ErrorKind};
+use std::time::Duration;
+
+/// How a program on a host ended.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// `None`: nobody knows, or a signal.
+    pub status: Option<i32>,
+    /// The end of what it wrote to standard error, as one line.
+    pub said: String,
+}
+
+/// Standard input and output of a program on a host. Reading and writing answer `WouldBlock` rather than
+/// wait.
+pub trait Pipe: Send {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize>;
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+    /// Waits until it makes sense to read again (or to write, when `writes`), at most `d`.
+    fn wait(&mut self, writes: bool, d: Duration);
+    /// Ends it, giving it `patience`.
+    fn end(&mut self, patience: Duration) -> Ended;
+}
+
+/// A connection to a host, over which programs are started.
+pub trait Connection {
+    /// `command` is ours: a path and words without a character that means anything to a shell.
+    fn exec(&self, command: &str) -> Result<Box<dyn Pipe>, HostError>;
+    /// The server's sftp.
+    fn sftp(&self) -> Result<Box<dyn Pipe>, HostError>;
+}
+
+/// A pipe with what is on its way out and what came in.
+pub struct Duplex {
+    pipe: Box<dyn Pipe>,
+    outgoing: Vec<u8>,
+    written: usize,
+    /// What came and was not taken yet.
+    pub inbox: Vec<u8>,
+    /// Nothing more will come.
+    pub ended: bool,
+    buf: Vec<u8>,
+}
+
+impl Duplex {
+    pub fn new(pipe: Box<dyn Pipe>) -> Duplex {
+        let buf = vec![0; 1 << 16];
+        Duplex { pipe, outgoing: Vec::new(), written: 0, inbox: Vec::new(), ended: false, buf }
+    }
+
+    pub fn post(&mut self, bytes: &[u8]) {
+        self.outgoing.extend_from_slice(bytes);
+    }
+
+    /// Bytes that wait to be written.
+    pub fn pending(&self) -> usize {
+        self.outgoing.len() - self.written
+    }
+
+    /// Writes what can be written and reads what is there; when that is nothing, waits, at most `d`.
+    /// Whether anything came in.
+    pub fn turn(&mut self, d: Duration) -> bool {
+        if self.step() || self.ended {
+            return true;
+        }
+        if d.is_zero() {
+            return false;
+        }
+        self.pipe.wait(self.pending() > 0, d);
+        self.step()
+    }
+
+    fn step(&mut self) -> bool {
+        let mut came = false;
+        // Failing to write is no end yet: what the other side said before is still to be read.
+        while self.pending() > 0 {
+            match self.pipe.write(&self.outgoing[self.written..]) {
+                Ok(n) if n > 0 => self.written += n,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                _ => break,
+            }
+        }
+        if self.pending() == 0 {
+            self.outgoing.clear();
+            self.written = 0;
+        }
+        // A bounded amount, so that who sends without end is looked at.
+        for _ in 0..16 {
+            match self.pipe.read(&mut self.buf) {
+                Ok(0) => self.ended = true,
+                Ok(n) => {
+                    self.inbox.extend_from_slice(&self.buf[..n]);
+                    came = true;
+                    continue;
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => self.ended = true,
+            }
+            break;
+        }
+        came
+    }
+
+    pub fn end(&mut self, patience: Duration) -> Ended {
+        self.pipe.end(patience)
+    }
+}
