@@ -78,7 +78,8 @@ pub fn run(env: &Env, m: &ArgMatches) -> Result<u8> {
 pub fn probe(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     let Some((_, m)) = m.subcommand() else { return Ok(Class::Usage.status()) };
     let host = m.get_one::<String>("host").map_or("", String::as_str);
-    let settings = Settings { program: Some(Program::own()), ..Settings::default() };
+    let hints = Some(w.paths.state.join("agents"));
+    let settings = Settings { program: Some(Program::own()), hints, ..Settings::default() };
     let (handler, cancel) = (handler(), &w.jobs.cancel);
     let hosts = Hosts { tools: &w.tools, settings, handler: &handler, cancel, forward_agent: false };
     let ms = |t: Instant| u64::try_from(t.elapsed().as_millis()).unwrap_or(u64::MAX);

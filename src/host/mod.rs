@@ -22,3 +22,6 @@ pub use install::Program;
 pub use link::{Gone, Handler, Link};
 pub use transport::{Channel, Commit, Event, Hosts, Local, Request, Route, Settings, Source, Transport};
 pub use wire::{Hello, Identity, Progress, WireError};
+
+#[cfg(test)]
+mod tests;
