@@ -39,7 +39,7 @@ fn limits() -> Limits {
 
 fn settings() -> Settings {
     let second = Duration::from_secs(1);
-    Settings { silence: second, cancel_grace: second, ..Settings::default() }
+    Settings { silence: second, connect: second, cancel_grace: second, ..Settings::default() }
 }
 
 type Served = JoinHandle<Result<(), WireError>>;

@@ -13,6 +13,7 @@
 )]
 
 mod admin;
+mod agent;
 mod bed;
 mod call;
 mod contract;
@@ -31,6 +32,7 @@ mod fsbed;
 mod full;
 mod guest;
 mod hostile;
+mod hosts;
 mod http;
 mod install;
 mod kill;

@@ -84,8 +84,11 @@ impl Client {
                 let stage = Stage::Connect;
                 return Err(NoHello::Other(HostError::Cancelled { host: host.to_owned(), stage }));
             }
-            if now.elapsed() > client.silence {
-                return Err(NoHello::Other(client.silent(Stage::Connect)));
+            // The system's ssh still has to connect.
+            let after = settings.connect + settings.silence;
+            if now.elapsed() > after {
+                let (host, stage) = (host.to_owned(), Stage::Connect);
+                return Err(NoHello::Other(HostError::Silent { host, after, stage }));
             }
             client.line.turn(SLICE);
         }
