@@ -59,6 +59,8 @@ pub fn serve(
         cancel: cancel.clone(),
         limits,
     });
+    // Before anything can be answered.
+    shared.out.post(&Control::Hello(Hello::ours()));
     let thread = |name: &str, run: Box<dyn FnOnce() + Send>| {
         std::thread::Builder::new().name(name.to_owned()).spawn(run).map(drop)
     };
@@ -68,7 +70,6 @@ pub fn serve(
     if let Err(e) = started {
         return Err(WireError::Text(format!("starting a thread: {e}")));
     }
-    shared.out.post(&Control::Hello(Hello::ours()));
     while let Some(work) = shared.next_work() {
         let link = Remote { shared: &shared, id: work.id, granted: work.commit };
         let outcome = match handler.handle(&work.job, work.body, &link) {
@@ -140,7 +141,7 @@ impl Shared {
                 Err(_) => break None,
             }
             let taken = loop {
-                match decoder.next() {
+                match decoder.frame() {
                     Ok(Some(frame)) => match self.take(frame) {
                         Ok(true) => {}
                         Ok(false) => break Ok(false),

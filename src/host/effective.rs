@@ -21,6 +21,13 @@ pub enum Unknown {
     Record,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    Any,
+    V4,
+    V6,
+}
+
 /// What is in force for one host.
 #[derive(Clone, Debug)]
 pub struct Effective {
@@ -47,8 +54,7 @@ pub struct Effective {
     pub macs: String,
     /// A socket under which a connection of the system's ssh may be waiting.
     control: Option<PathBuf>,
-    ipv4: bool,
-    ipv6: bool,
+    family: Family,
     /// Settings that libssh2 has no counterpart for, by name.
     beyond: Vec<&'static str>,
 }
@@ -107,7 +113,11 @@ impl Effective {
             path => expand_home(path),
         };
         let seconds = get("connecttimeout").parse().ok().filter(|s| *s > 0);
-        let family = get("addressfamily");
+        let family = match get("addressfamily") {
+            "inet" => Family::V4,
+            "inet6" => Family::V6,
+            _ => Family::Any,
+        };
         let mut beyond: Vec<&'static str> = BEYOND.iter().filter(|k| set(k).is_some()).copied().collect();
         for (key, usual) in USUAL {
             if !get(key).is_empty() && !usual.contains(&get(key)) {
@@ -136,8 +146,7 @@ impl Effective {
             ciphers: get("ciphers").to_owned(),
             macs: get("macs").to_owned(),
             control: set("controlpath").and_then(|p| expand_home(&p)),
-            ipv4: family != "inet6",
-            ipv6: family != "inet",
+            family,
             beyond,
             hostname,
         })
@@ -166,7 +175,7 @@ impl Effective {
 
     /// Whether addresses of this kind may be used.
     pub fn allows(&self, addr: &std::net::SocketAddr) -> bool {
-        if addr.is_ipv4() { self.ipv4 } else { self.ipv6 }
+        self.family != if addr.is_ipv4() { Family::V6 } else { Family::V4 }
     }
 }
 
@@ -302,6 +311,11 @@ mod tests {
         assert_eq!(parse("identityagent none\n").auth_sock, None);
         assert_eq!(parse("identityagent /a\n").auth_sock.as_deref(), Some(Path::new("/a")));
         assert_eq!(parse("connecttimeout 4\n").connect_timeout, Some(Duration::from_secs(4)));
+        let [v4, v6] = ["10.0.0.1:1", "[::1]:1"].map(|a| a.parse().unwrap());
+        for (word, expect) in [("any", (true, true)), ("inet", (true, false)), ("inet6", (false, true))] {
+            let e = parse(&format!("addressfamily {word}\n"));
+            assert_eq!((e.allows(&v4), e.allows(&v6)), expect, "{word}");
+        }
         assert!(Effective::parse("h", "port x\nhostname y\n", None).is_err());
         assert!(Effective::parse("h", "", None).is_err());
     }

@@ -27,6 +27,18 @@ impl std::fmt::Display for Stage {
     }
 }
 
+/// A key that a host showed, and the record that speaks about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostKey {
+    /// Under which it is recorded.
+    pub name: String,
+    pub kind: String,
+    pub fingerprint: String,
+    pub file: PathBuf,
+    /// 0 when there is no record.
+    pub line: usize,
+}
+
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HostError {
@@ -43,17 +55,17 @@ pub enum HostError {
     #[error("host {host}: no answer from {to} in {} s", after.as_secs_f32())]
     NoAnswer { host: String, to: String, after: Duration },
     #[error(
-        "host {host}: its {kind} key {fingerprint} is not in {}; add it (ssh-keyscan {name}, compared with the \
-         host's own) or set StrictHostKeyChecking accept-new", file.display()
+        "host {host}: its {} key {} is not in {}; add it (ssh-keyscan {}, compared with the host's own) or set \
+         StrictHostKeyChecking accept-new", key.kind, key.fingerprint, key.file.display(), key.name
     )]
-    UnknownKey { host: String, name: String, kind: String, fingerprint: String, file: PathBuf },
+    UnknownKey { host: String, key: Box<HostKey> },
     #[error(
-        "host {host}: its {kind} key has changed to {fingerprint}, {} line {line} has another; somebody may be in \
-         between. If the host was reinstalled: ssh-keygen -R {name}", file.display()
+        "host {host}: its {} key has changed to {}, {} line {} has another; somebody may be in between. If the host \
+         was reinstalled: ssh-keygen -R {}", key.kind, key.fingerprint, key.file.display(), key.line, key.name
     )]
-    ChangedKey { host: String, name: String, kind: String, fingerprint: String, file: PathBuf, line: usize },
-    #[error("host {host}: its key {fingerprint} is revoked in {} line {line}", file.display())]
-    RevokedKey { host: String, fingerprint: String, file: PathBuf, line: usize },
+    ChangedKey { host: String, key: Box<HostKey> },
+    #[error("host {host}: its key {} is revoked in {} line {}", key.fingerprint, key.file.display(), key.line)]
+    RevokedKey { host: String, key: Box<HostKey> },
     #[error("host {host}: no login as {user}: {tried}")]
     Login { host: String, user: String, tried: String },
     #[error("host {host}: ssh: {what}: {said}")]

@@ -75,29 +75,38 @@ pub(super) fn reach(
             Tried::Not(e) => wrong = wrong.or(e),
         }
     }
-    let placed = match &settings.program {
-        Some(program) => place(c, host, program, settings, cancel).and_then(|path| match try_one(&path)? {
-            Tried::Is(client) => {
-                hint.write(&Hint { command: path, stamp });
-                Ok(*client)
-            }
-            Tried::Not(e) => Err(e.unwrap_or_else(|| {
-                let why = format!("{path} does not run there (another architecture, or a noexec home?)");
-                HostError::NoAgent { host: host.to_owned(), why }
-            })),
-        }),
-        None => {
-            let why = format!("looked for {}", settings.agents.join(" "));
-            Err(wrong.unwrap_or(HostError::NoAgent { host: host.to_owned(), why }))
-        }
-    };
     // One of another version that speaks our protocol is better than none.
-    match (placed, other) {
-        (Err(e), Some(client)) => {
+    match (own(c, host, settings, cancel), other, wrong) {
+        (Ok((client, command)), ..) => {
+            hint.write(&Hint { command, stamp });
+            Ok(client)
+        }
+        (Err(e), Some(client), _) => {
             tracing::warn!(host, version = client.version(), error = %e, "agent of another version");
             Ok(client)
         }
-        (placed, _) => placed,
+        // What is wrong with the one that is there says more than that there is no other.
+        (Err(HostError::NoAgent { .. }), None, Some(e)) | (Err(e), ..) => Err(e),
+    }
+}
+
+/// The private copy of our program, put there if need be.
+fn own(
+    c: &dyn Connection,
+    host: &str,
+    settings: &Settings,
+    cancel: &Cancel,
+) -> Result<(Client, String), HostError> {
+    let no = |why| HostError::NoAgent { host: host.to_owned(), why };
+    let Some(program) = &settings.program else {
+        return Err(no(format!("looked for {}", settings.agents.join(" "))));
+    };
+    let path = place(c, host, program, settings, cancel)?;
+    match greet(c, host, &path, settings, cancel)? {
+        Tried::Is(client) => Ok((*client, path)),
+        Tried::Not(e) => Err(e.unwrap_or_else(|| {
+            no(format!("{path} does not run there (another architecture, or a noexec home?)"))
+        })),
     }
 }
 

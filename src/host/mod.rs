@@ -17,11 +17,13 @@ mod transport;
 pub mod wire;
 
 pub use agent::{Limits, serve};
-pub use error::{HostError, Stage};
+pub use error::{HostError, HostKey, Stage};
 pub use install::Program;
 pub use link::{Gone, Handler, Link};
 pub use transport::{Channel, Commit, Event, Hosts, Local, Request, Route, Settings, Source, Transport};
 pub use wire::{Hello, Identity, Progress, WireError};
 
+#[cfg(test)]
+mod install_tests;
 #[cfg(test)]
 mod tests;

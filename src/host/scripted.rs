@@ -13,7 +13,7 @@ use std::time::Duration;
 /// Steps: `{"note": FILE}` appends a line to a file; `{"sleep": MS}` ends early on cancel; `{"ready":
 /// FILE}` asks for the word and appends it to a file as `true` or `false`, and ends the script on no;
 /// `{"once": FILE}` answers `"again"` at once when the file names this job, else adds it to it;
-/// `{"progress": N}`, `{"send": BYTES}`, `{"receive": 0}`, `{"fail": TEXT}`, `{"answer": VALUE}`.
+/// `{"progress": N}`, `{"send": BYTES}`, `{"receive": 0}`, `{"fail": TEXT}`, `{"answer": VALUE}`, `{"long": BYTES}`.
 #[derive(Debug, Default)]
 pub struct Scripted;
 
@@ -64,6 +64,7 @@ impl Handler for Scripted {
                     answer = json!(bytes);
                 }
                 "fail" => return Err((Class::NotFound, text.to_owned())),
+                "long" => answer = json!("x".repeat(usize::try_from(number).unwrap_or_default())),
                 "answer" => answer = step.1.clone(),
                 _ => {}
             }

@@ -186,7 +186,13 @@ impl<'a> Sftp<'a> {
 
     fn ask(&mut self, kind: u8, parts: &[&[u8]]) -> Result<(u8, Vec<u8>), SftpError> {
         self.send(kind, parts);
-        self.packet()
+        loop {
+            let answer = self.packet()?;
+            // After a failure there may still be answers to what was asked ahead.
+            if answer.1.get(..4).is_none_or(|id| number(id) == self.next) {
+                return Ok(answer);
+            }
+        }
     }
 
     /// The next packet: its kind and what follows (the request's number first).
@@ -229,7 +235,9 @@ fn packet(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     // Ours are blocks and paths: far below 4 GiB.
     let mut out = u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes().to_vec();
     out.push(kind);
-    parts.iter().for_each(|p| out.extend_from_slice(p));
+    for part in parts {
+        out.extend_from_slice(part);
+    }
     out
 }
 

@@ -224,7 +224,7 @@ impl Decoder {
     }
 
     /// The next whole frame. The first one is a `hello`, and no later one is.
-    pub fn next(&mut self) -> Result<Option<Frame>, WireError> {
+    pub fn frame(&mut self) -> Result<Option<Frame>, WireError> {
         if let Some(e) = &self.broken {
             return Err(e.clone());
         }
@@ -322,7 +322,7 @@ mod tests {
 
     fn all_of(d: &mut Decoder) -> Result<Vec<Frame>, WireError> {
         let mut out = Vec::new();
-        while let Some(f) = d.next()? {
+        while let Some(f) = d.frame()? {
             out.push(f);
         }
         Ok(out)
@@ -395,7 +395,7 @@ mod tests {
             let e = all_of(&mut d).unwrap_err();
             assert!(e.to_string().contains(says), "{e} / {says}");
             d.push(&greet);
-            assert_eq!(d.next().unwrap_err(), e, "it stays broken");
+            assert_eq!(d.frame().unwrap_err(), e, "it stays broken");
         }
         assert!(Frame::Binary(vec![0; BINARY_MAX + 1]).encode().is_err());
         assert!(Frame::Binary(vec![0; BINARY_MAX]).encode().is_ok());
@@ -406,7 +406,7 @@ mod tests {
         let text = br#"{"hello":{"protocol":9,"version":"7.0","needs":["x"],"identity":{"machine":"m","boot":"b","z":1}}}"#;
         let mut d = Decoder::default();
         d.push(&framed(b'J', "", CONTROL_MAX, text).unwrap());
-        let Ok(Some(Frame::Control(Control::Hello(h)))) = d.next() else { panic!() };
+        let Ok(Some(Frame::Control(Control::Hello(h)))) = d.frame() else { panic!() };
         assert_eq!((h.protocol, h.version.as_str(), h.identity.machine.as_str()), (9, "7.0", "m"));
     }
 

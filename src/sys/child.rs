@@ -125,7 +125,7 @@ mod tests {
                 Ok(0) => return out,
                 Ok(n) => out.extend_from_slice(&buf[..n]),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    child.wait(false, Duration::from_millis(50))
+                    child.wait(false, Duration::from_millis(50));
                 }
                 Err(e) => panic!("{e}"),
             }

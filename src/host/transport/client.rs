@@ -119,7 +119,7 @@ impl Client {
             self.decoder.push(&self.line.inbox);
             self.line.inbox.clear();
         }
-        match self.decoder.next() {
+        match self.decoder.frame() {
             Ok(None) if self.line.ended => match self.decoder.end() {
                 Ok(()) | Err(WireError::Cut) => {
                     let said =

@@ -71,6 +71,8 @@ pub trait Channel: Send {
 
 /// A way to hosts.
 pub trait Transport {
+    /// Finds the agent there and says hello. By the system's ssh the channel lives no longer than the
+    /// thread that opened it.
     fn open(&self, host: &str) -> Result<Box<dyn Channel + '_>, HostError>;
 }
 
@@ -172,7 +174,7 @@ impl Hosts<'_> {
         }
         let site = Effective::of(host, self.tools, self.settings.auth_sock.as_deref(), self.cancel)?;
         let direct = site.proxy.is_none() && site.port == 22;
-        if direct && is_our_address(&site.hostname) {
+        if direct && leads_here(&site.hostname) == Some(true) {
             return Ok((Route::Local { why: "the address is this machine's" }, None));
         }
         let route = match site.need(self.forward_agent) {
@@ -189,22 +191,20 @@ fn is_us_by_name(host: &str) -> Option<&'static str> {
     }
     let here = rustix::system::uname();
     let own = here.nodename().to_str().ok()?;
-    let short = |name: &str| name.split('.').next().map(str::to_ascii_lowercase);
-    // One of the two may lack the domain; two different domains are two machines.
-    let same = host.eq_ignore_ascii_case(own)
-        || (short(host) == short(own) && (host.contains('.') != own.contains('.')));
-    let same = same && host.parse::<IpAddr>().is_err();
+    // A copied machine has the name of another; the address decides when there is one.
+    let same = host.eq_ignore_ascii_case(own) && leads_here(host).unwrap_or(true);
     same.then_some("its name is this machine's")
 }
 
-/// Whether a name leads to this machine: what the kernel would send to it comes from it.
-fn is_our_address(name: &str) -> bool {
-    let Ok(mut addrs) = (name, 22).to_socket_addrs() else { return false };
-    addrs.any(|a| {
+/// Whether a name leads to this machine: what the kernel would send to it comes from it. `None` when the
+/// name leads nowhere.
+fn leads_here(name: &str) -> Option<bool> {
+    let mut addrs = (name, 22).to_socket_addrs().ok()?;
+    Some(addrs.any(|a| {
         let any: IpAddr = if a.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
         let Ok(s) = UdpSocket::bind((any, 0)) else { return false };
         s.connect(a).is_ok() && s.local_addr().is_ok_and(|own| own.ip() == a.ip())
-    })
+    }))
 }
 
 /// The path of a setting with `~` for the home.
@@ -228,7 +228,7 @@ mod tests {
         for other in ["h1", "127.0.0.1", "localhost.example.org", "10.0.0.1"] {
             assert!(is_us_by_name(other).is_none(), "{other}");
         }
-        assert!(is_our_address("127.0.0.1"));
-        assert!(!is_our_address("192.0.2.1") && !is_our_address("no such name"));
+        assert_eq!(leads_here("127.0.0.1"), Some(true));
+        assert_eq!((leads_here("192.0.2.1"), leads_here("no such name")), (Some(false), None));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Connection, Ended, Pipe, Settings};
 use crate::host::effective::{Effective, Unknown};
-use crate::host::error::HostError;
+use crate::host::error::{HostError, HostKey};
 use crate::host::known::{self, Verdict};
 use crate::sys::Cancel;
 use base64::Engine as _;
@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use ssh2::{BlockDirections, Channel, ErrorCode, MethodType, Session};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const SLICE: Duration = Duration::from_millis(20);
@@ -137,15 +137,16 @@ impl Ssh2 {
         let (key, _) = self.session.host_key().ok_or_else(none)?;
         let kind = known::kind_of(key).ok_or_else(none)?.to_owned();
         let (name, fingerprint) = (site.key_name.clone(), known::fingerprint(key));
+        let shown = |file: PathBuf, line| {
+            let (name, kind, fingerprint) = (name.clone(), kind.clone(), fingerprint.clone());
+            Box::new(HostKey { name, kind, fingerprint, file, line })
+        };
         match known::check(&site.known_hosts, &name, &kind, key) {
             Verdict::Known => Ok(()),
-            Verdict::Revoked(file, line) => Err(HostError::RevokedKey { host, fingerprint, file, line }),
-            Verdict::Changed(file, line) => {
-                Err(HostError::ChangedKey { host, name, kind, fingerprint, file, line })
-            }
+            Verdict::Revoked(file, line) => Err(HostError::RevokedKey { host, key: shown(file, line) }),
+            Verdict::Changed(file, line) => Err(HostError::ChangedKey { host, key: shown(file, line) }),
             Verdict::Unknown if site.unknown == Unknown::Refuse => {
-                let file = site.known_hosts_user.clone();
-                Err(HostError::UnknownKey { host, name, kind, fingerprint, file })
+                Err(HostError::UnknownKey { host, key: shown(site.known_hosts_user.clone(), 0) })
             }
             Verdict::Unknown => {
                 let file = &site.known_hosts_user;
@@ -153,7 +154,7 @@ impl Ssh2 {
                     Ok(()) => tracing::info!(host, %fingerprint, "new host key recorded"),
                     // As ssh does: what cannot be recorded is new again next time.
                     Err(e) => {
-                        tracing::warn!(host, file = %file.display(), error = %e, "host key not recorded")
+                        tracing::warn!(host, file = %file.display(), error = %e, "host key not recorded");
                     }
                 }
                 Ok(())
