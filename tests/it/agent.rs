@@ -25,13 +25,8 @@ impl Handler for Here {
 }
 
 fn settings() -> Settings {
-    let connect = Duration::from_secs(3);
-    Settings {
-        connect,
-        silence: Duration::from_secs(2),
-        cancel_grace: Duration::from_secs(5),
-        ..Settings::default()
-    }
+    let [connect, silence, cancel_grace] = [10, 3, 5].map(Duration::from_secs);
+    Settings { connect, silence, cancel_grace, ..Settings::default() }
 }
 
 /// One request from this thread's host to another; the way it went.
@@ -336,7 +331,9 @@ fn hosts_that_are_down_or_silent_cost_a_deadline() {
     let cloud = Cloud::with_agents(&["h1"]);
     let timed = |host: &str| {
         let begin = Instant::now();
-        let e = cloud.inside("fe", || call(host, json!([])).unwrap_err());
+        let settings = Settings { connect: Duration::from_secs(3), ..settings() };
+        let go = || call_with(settings, host, "j", json!([]), Commit::Now, &Cancel::default());
+        let e = cloud.inside("fe", || go().unwrap_err());
         assert!(begin.elapsed() < Duration::from_secs(9), "{host}: {:?}", begin.elapsed());
         assert!(!e.may_have_run(), "{e}");
         e
