@@ -6,6 +6,7 @@ use super::{
     Place, Record, Result, Spec, Usage,
 };
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 /// Wraps an engine; the call that uses up `left` fails before it changes anything or, with `after`,
@@ -13,13 +14,18 @@ use std::sync::atomic::{AtomicI64, Ordering};
 #[derive(Debug)]
 pub struct Faulty<E> {
     inner: E,
-    left: AtomicI64,
+    left: Arc<AtomicI64>,
     after: bool,
 }
 
 impl<E: Engine> Faulty<E> {
     pub fn new(inner: E, changes: i64, after: bool) -> Faulty<E> {
-        Faulty { inner, left: AtomicI64::new(changes), after }
+        Faulty::sharing(inner, &Arc::new(AtomicI64::new(changes)), after)
+    }
+
+    /// One of several engines that a host uses and loses all at once.
+    pub fn sharing(inner: E, left: &Arc<AtomicI64>, after: bool) -> Faulty<E> {
+        Faulty { inner, left: Arc::clone(left), after }
     }
 
     fn lost() -> EngineError {

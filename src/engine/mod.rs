@@ -60,6 +60,16 @@ impl Name {
         &self.0
     }
 
+    /// The name this one lies in, if it is not directly in the domain.
+    pub fn parent(&self) -> Option<Name> {
+        self.0.rsplit_once('/').map(|(dir, _)| Name(dir.to_owned()))
+    }
+
+    /// Whether this is `other` or lies below it.
+    pub fn is_within(&self, other: &Name) -> bool {
+        self.0.strip_prefix(&other.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
     /// The last component.
     pub fn last(&self) -> &str {
         self.0.rsplit('/').next().unwrap_or(&self.0)
@@ -364,6 +374,23 @@ mod tests {
             assert!(Name::parse(good).is_ok(), "{good:?}");
         }
         assert!(serde_json::from_str::<Name>("\"../x\"").is_err(), "records are checked, too");
+    }
+
+    #[test]
+    fn a_name_is_within_its_directories_and_no_namesake() {
+        let n = |s| Name::parse(s).unwrap();
+        for (inner, outer, is) in [
+            ("5/disk.0", "5", true),
+            ("5", "5", true),
+            ("5/disk.0.snap/1", "5/disk.0.snap", true),
+            ("5/disk.0.snap", "5/disk.0", false),
+            ("55", "5", false),
+            ("5", "5/disk.0", false),
+        ] {
+            assert_eq!(n(inner).is_within(&n(outer)), is, "{inner} {outer}");
+        }
+        assert_eq!(n("5/disk.0").parent(), Some(n("5")));
+        assert_eq!(n("5").parent(), None);
     }
 
     #[test]

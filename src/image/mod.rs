@@ -21,5 +21,5 @@ pub use check::{Finding, Severity, check};
 pub use error::ImageError;
 pub use probe::{Backing, Format, Probe, probe, probe_as, probe_bytes};
 pub use qcow::Qcow2;
-pub use qemu::{Convert, Counts, Progress, Qemu, Rebase, Target};
+pub use qemu::{Convert, Counts, Progress, Qemu, Rebase, Space, Target};
 pub use whole::whole;

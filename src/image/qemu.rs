@@ -79,6 +79,14 @@ impl Default for Convert<'_> {
     }
 }
 
+/// What happens to the space that an image grows by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    AsNeeded,
+    /// Taken at once.
+    Reserved,
+}
+
 /// How to change a backing file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rebase {
@@ -151,8 +159,11 @@ impl Qemu<'_> {
     }
 
     /// Grows an image; a smaller size is refused. Run again it completes.
-    pub fn resize(&self, path: &Path, format: Format, size: Bytes) -> Result<(), ImageError> {
+    pub fn resize(&self, path: &Path, format: Format, size: Bytes, space: Space) -> Result<(), ImageError> {
         let mut args = words(&["resize", "-q", "-f", format.opennebula()]);
+        if space == Space::Reserved {
+            args.push("--preallocation=falloc".into());
+        }
         args.extend([literal(path)?, size.0.to_string().into()]);
         self.run(&args, Run { limits: LARGE, writes: &[path], ..self.opts() }).map(drop)
     }
@@ -347,7 +358,7 @@ mod tests {
             qemu().create(&a, COW, Bytes(MIB), None, &[]).unwrap();
             qemu().convert((&a, COW), (&b, PLAIN), Convert::default()).unwrap();
             assert_eq!(b.metadata().unwrap().len(), MIB, "{name}");
-            qemu().resize(&a, COW, Bytes(2 * MIB)).unwrap();
+            qemu().resize(&a, COW, Bytes(2 * MIB), Space::AsNeeded).unwrap();
             assert_eq!(qemu().info_json(&a, COW).unwrap()["virtual-size"], 2 * MIB, "{name}");
             assert_eq!(qemu().check(&a, COW).unwrap(), Some(Counts::default()), "{name}");
             let recorded = a.as_os_str();
@@ -452,8 +463,17 @@ mod tests {
         qemu().convert((&at("over"), COW), (&at("back"), PLAIN), Convert::default()).unwrap();
         assert!(std::fs::read(at("back")).unwrap() == content);
         qemu().rebase(&at("over"), COW, Some(("elsewhere".as_ref(), COW)), Rebase::HeaderOnly).unwrap();
-        let e = qemu().resize(&at("over"), COW, Bytes(MIB)).unwrap_err();
+        let e = qemu().resize(&at("over"), COW, Bytes(MIB), Space::AsNeeded).unwrap_err();
         assert!(!e.to_string().contains('\n'), "{e}");
+    }
+
+    #[test]
+    fn space_is_reserved_where_that_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        qemu().create(&path, COW, Bytes(MIB), None, &[]).unwrap();
+        qemu().resize(&path, COW, Bytes(8 * MIB), Space::Reserved).unwrap();
+        assert!(path.metadata().unwrap().blocks() * 512 >= 7 * MIB);
     }
 
     #[test]
