@@ -7,14 +7,15 @@ use crate::engine::{EngineError, Name, Object, Place};
 use crate::lock::{self, LockError};
 use std::time::{Duration, Instant};
 
-/// Stops every job that is making one of these names. Afterwards none of them can publish it. The
+/// Stops every job that is making one of these names or something below them. Afterwards none of them
+/// can publish it. The
 /// caller need not hold the slab lease: such a job holds it, and keeps it when it does not even end
 /// (`false`); then it is not to be waited for. A removal is no rival.
 pub fn outrank(domain: &Domain, job: &Job, names: &[Name]) -> Result<bool> {
     let mut ended = true;
     for rival in domain.engine.jobs()? {
-        let makes =
-            settle::intent_of(domain, rival).is_some_and(|i| i.targets.iter().any(|t| names.contains(t)));
+        let goes = |t: &Name| names.iter().any(|n| t.is_within(n));
+        let makes = settle::intent_of(domain, rival).is_some_and(|i| i.targets.iter().any(goes));
         let commit = settle::commit_of(domain, rival).unwrap_or_default();
         let removes = commit.is_some_and(|c| matches!(c.steps.first(), Some(Step::Bury { .. })));
         if rival == job.id || !makes || removes {

@@ -90,6 +90,32 @@ impl<'a> Work<'a> {
         Ok(slab)
     }
 
+    /// A link to be published; its text is not looked at.
+    pub fn link(&mut self, to: &str) -> Result<Slab> {
+        self.stage(|e, o, n| Ok(e.create(o, n, &Spec::Link(to.to_owned()))?.id))
+    }
+
+    /// Sees to it that a directory is there which steps of this job publish into. It appears empty by a
+    /// bare rename and stays when the job ends without a result: a step never makes a parent, so that
+    /// whoever removes the directory stops the job.
+    pub fn parent(&mut self, dir: &Name) -> Result<()> {
+        let engine = &*self.domain.engine;
+        let there = || -> Result<bool> { Ok(engine.look(&Place::Public(dir.clone()))?.is_some()) };
+        if there()? {
+            return Ok(());
+        }
+        let slab = self.dir()?;
+        self.flush(&slab)?;
+        let lock = settle::lock_domain(self.domain, self.job, PUBLISH_WAIT)?;
+        self.owner.still_held()?;
+        match self.unless_fenced(engine.publish(&lock, self.job.id, slab.n, slab.id, dir)) {
+            Ok(()) => Ok(engine.sync(&[Place::Public(dir.clone()), Place::Staged(self.job.id, slab.n)])?),
+            // Another job made it at this very moment; ours goes with the staging area.
+            Err(SdmError::Engine(EngineError::Exists(_))) if there()? => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+
     /// A second name for a public slab; `None` where the storage cannot give one.
     pub fn adopt(&mut self, name: &Name) -> Result<Option<Slab>> {
         match self.stage(|e, o, n| Ok(e.adopt(o, n, name)?.id)) {
