@@ -8,7 +8,7 @@ use crate::config::{Config, Env, Inputs, Paths};
 use crate::lock::JobId;
 use crate::obs::journal;
 use crate::obs::jsonl::Log;
-use crate::one::{DatastoreDoc, DsCall, DsDump, DsRequest};
+use crate::one::{DsCall, DsDump, DsRequest};
 use crate::sdm::job::{Topic, Waits};
 use crate::sdm::{Job, Jobs, SdmError, gc, known};
 use crate::sys::{Cancel, Class, Tool, Tools, signal, user};
@@ -65,12 +65,13 @@ impl World {
     pub fn run(&self, def: &Verb, id: JobId, repeatable: bool, req: &DsRequest) -> Result<String> {
         let run = def.run.ok_or_else(|| refuse(Class::Unsupported, "not supported yet"))?;
         let s = &self.config.settings;
-        let open = |ds: &DatastoreDoc| {
-            let dir = ds.dir();
-            user::become_owner(&dir).map_err(|source| SdmError::Io { what: ds.base_path.clone(), source })?;
-            known::open(&self.paths.state, Some(&ds.id.to_string()), &dir)
+        let open = |dir: &Path, ds: i64| {
+            let what = || dir.display().to_string();
+            user::become_owner(dir).map_err(|source| SdmError::Io { what: what(), source })?;
+            known::open(&self.paths.state, Some(&ds.to_string()), dir)
         };
-        let ctx = Ctx { settings: s, tools: &self.tools, jobs: &self.jobs, job: id, repeatable, open: &open };
+        let (tools, jobs, ready) = (&self.tools, &self.jobs, &|| Ok(()));
+        let ctx = Ctx { settings: s, tools, jobs, job: id, repeatable, open: &open, ready };
         let topic = Topic {
             verb: def.name.to_owned(),
             domain: req.datastore.base_path.clone(),
@@ -103,7 +104,8 @@ impl World {
     /// Deletes all tombstones of the request's domain, kept ones too; whether that freed anything.
     fn make_room(&self, open: &verb::Open<'_>, req: &DsRequest, job: &Job) -> bool {
         let policy = gc::Policy { short: true, ..self.gc_policy() };
-        let freed = open(&req.datastore).and_then(|d| gc::collect(&d, job, &policy));
+        let ds = &req.datastore;
+        let freed = open(&ds.dir(), ds.id).and_then(|d| gc::collect(&d, job, &policy));
         freed.is_ok_and(|r| r.done.iter().any(|f| f.bytes.0 > 0))
     }
 }

@@ -1,17 +1,23 @@
 //! One file per OpenNebula verb: a request becomes calls of the rooms below and one answer. Here, and
 //! in `cli`, errors are `anyhow`: gerund context outside, typed facts inside, the class found again.
 
+mod blank;
 pub mod datastore;
+mod fill;
+mod hold;
+mod snaps;
+
 
 use crate::config::Settings;
 use crate::data::DataError;
 use crate::engine::EngineError;
 use crate::image::{ImageError, Qemu};
 use crate::lock::{JobId, LockError};
-use crate::one::{DatastoreDoc, OneError};
+use crate::one::OneError;
 use crate::sdm::{Domain, Job, Jobs, SdmError};
 use crate::sys::{Class, ToolError, Tools};
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::time::Duration;
 
 /// What every verb gets, besides its request.
@@ -24,10 +30,16 @@ pub struct Ctx<'a> {
     pub repeatable: bool,
     /// Opens a datastore's domain for changing it.
     pub open: &'a Open<'a>,
+    /// Asked once by transfer-manager verbs, when everything is filled and flushed and before the step
+    /// that makes it visible: whoever started the work on this host may still have it undone.
+    pub ready: &'a Ready<'a>,
 }
 
-/// Opens a datastore's domain.
-pub type Open<'a> = dyn Fn(&DatastoreDoc) -> Result<Domain, SdmError> + 'a;
+/// Opens the domain of a datastore: its directory, and OpenNebula's number of it.
+pub type Open<'a> = dyn Fn(&Path, i64) -> Result<Domain, SdmError> + 'a;
+
+/// An error means that the work is to be taken back.
+pub type Ready<'a> = dyn Fn() -> anyhow::Result<()> + 'a;
 
 /// What moves image data ends with its verb, not by a clock of its own.
 const MOVING: Duration = Duration::from_secs(30 * 24 * 3600);

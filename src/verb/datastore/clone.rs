@@ -1,19 +1,18 @@
 //! `clone`: a copy of an image of this or another datastore under a new name. *Named*. The source is
 //! leased shared to the end of the copy where it lies in a domain. Contract 2.4; defects B3, L2, P7.
 
-use super::{Ctx, Ds, disk_size};
+use super::{Ctx, Ds};
 use crate::data;
 use crate::engine::Name;
 use crate::image::{self, Format};
 use crate::lock::{self, Mode, SlabLease};
 use crate::one::{self, DsRequest, ImagePath};
 use crate::sdm::{Domain, Job, SdmError, Work, settle};
-use crate::sys::fs::Dir;
-use crate::sys::{Bytes, Class};
+use crate::sys::Class;
+use crate::verb::fill::{self, disk_size};
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
 use std::fs::File;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The image to copy: where tools find it, what it is, and what keeps it unchanged meanwhile.
@@ -62,11 +61,8 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
         let slab = ds.convert(&mut work, &original.path, from, to, disk_size(&original.found))?;
         (slab, to)
     } else {
-        let slab = work.file(Bytes(0))?;
-        let file = slab.file.as_ref().context("a staged file has no file")?;
-        let copied = data::copy(&original.file, file, ds.sparse_as_source(), &job.watch())
+        let slab = fill::copy(job, &mut work, &original.file, ds.sparse_as_source())
             .with_context(|| format!("cloning {path}"))?;
-        job.method(copied.method.as_str());
         (slab, from)
     };
     work.flush(&slab)?;
@@ -122,15 +118,8 @@ fn same_dir(a: &Path, b: &Path) -> bool {
     a == b || real(a) == real(b)
 }
 
-/// Opens an image by its own name: no link is followed to what may be no image.
 fn look(path: &Path) -> Result<(File, image::Probe)> {
-    let (dir, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
-    let opened = Dir::open(dir).and_then(|d| d.open_file(Path::new(name), false));
-    let file = opened.map_err(|e| match e.kind() {
-        ErrorKind::NotFound => refuse(Class::NotFound, format!("{} does not exist", path.display())),
-        ErrorKind::PermissionDenied => anyhow::Error::from(e).context(format!("opening {}", path.display())),
-        _ => refuse(Class::Unsupported, format!("{} is no file that can be cloned: {e}", path.display())),
-    })?;
+    let file = fill::open_image(path)?;
     let found = image::probe(&file).with_context(|| format!("looking at {}", path.display()))?;
     Ok((file, found))
 }

@@ -2,7 +2,7 @@
 //! finds what it made. Fetch, verify, decompress, judge, convert, flush, publish; nothing is visible
 //! before the last step. Contract 2.4; seed 002.
 
-use super::{Ctx, Ds, disk_size};
+use super::{Ctx, Ds};
 use crate::data::{Source, archive, fetch};
 use crate::image::{self, Format, probe};
 use crate::lock::Mode;
@@ -10,6 +10,7 @@ use crate::one::{self, BlockDevices, DirPolicy, DsRequest, ImagePath};
 use crate::sdm::work::Slab;
 use crate::sdm::{Job, Work, settle};
 use crate::sys::{Bytes, Class};
+use crate::verb::fill::{self, disk_size};
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
 use std::os::unix::fs::FileExt as _;
@@ -83,13 +84,13 @@ fn shape(ds: &Ds<'_>, work: &mut Work<'_>, slab: Slab, unpack: bool) -> Result<(
     if unpack && let Some(kind) = archive::kind(&head[..n]) {
         let dir = work.dir()?;
         ds.job.phase("unpacking");
-        let limits = archive::Limits { entries: MAX_ENTRIES, bytes: ds.admit().max_size.0 };
+        let limits = archive::Limits { entries: MAX_ENTRIES, bytes: fill::admit(ds.ctx).max_size.0 };
         archive::unpack(kind, file, &dir.path, limits, &ds.job.watch()).context("unpacking the archive")?;
         ds.job.method("unpack");
         return Ok((dir, "dir"));
     }
     let found = probe(file)?;
-    image::admit(&found, &ds.admit())?;
+    image::admit(&found, &fill::admit(ds.ctx))?;
     image::whole(file, &found)?;
     let wanted = ds.req.target_format().and_then(Format::from_word);
     match wanted {

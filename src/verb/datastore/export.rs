@@ -1,13 +1,14 @@
 //! `export`: what a marketplace needs to take an image: source, digest, size, format. Reads the whole
 //! image for its MD5, under a shared lease. Contract 2.4.
 
-use super::{Ctx, Ds, header};
+use super::{Ctx, Ds};
 use crate::data;
 use crate::image::Format;
 use crate::lock::Mode;
 use crate::one::DsRequest;
 use crate::sdm::{Job, settle};
 use crate::sys::Class;
+use crate::verb::fill::header;
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
 use std::fs::File;

@@ -12,17 +12,17 @@ pub mod stat;
 #[cfg(test)]
 mod tests;
 
-use super::{Ctx, refuse};
+use super::fill::{self, Conversion, Own};
+use super::{Ctx, hold, refuse};
 use crate::data::{self, FetchOptions, HttpOptions, Sparse};
 use crate::engine::{Access, Kind, Name, Object, Place};
-use crate::image::{self, Admit, Convert, Format, Probe, Target};
-use crate::lock::{self, Mode, SlabLease};
+use crate::image::{Admit, Format, Probe};
+use crate::lock::{Mode, SlabLease};
 use crate::one::{self, DsRequest, ImageName};
 use crate::sdm::work::Slab;
 use crate::sdm::{Domain, Job, Work, record, settle};
 use crate::sys::{Bytes, Class};
 use anyhow::{Context as _, Result};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -39,7 +39,7 @@ impl<'a> Ds<'a> {
     pub fn open(ctx: &'a Ctx<'a>, req: &'a DsRequest, job: &'a Job) -> Result<Ds<'a>> {
         offered(req)?;
         let ds = &req.datastore;
-        let domain = (ctx.open)(ds).with_context(|| format!("opening datastore {}", ds.id))?;
+        let domain = (ctx.open)(&ds.dir(), ds.id).with_context(|| format!("opening datastore {}", ds.id))?;
         Ok(Ds { ctx, req, job, domain })
     }
 
@@ -74,19 +74,7 @@ impl<'a> Ds<'a> {
 
     /// Leases on images of this datastore, and what dead jobs left on them settled.
     pub fn lease(&self, wanted: &[(&Name, Mode)]) -> Result<Vec<SlabLease>> {
-        let names: Vec<(&str, Mode)> = wanted.iter().map(|(n, m)| (n.as_str(), *m)).collect();
-        let leases =
-            lock::slab_leases(&*self.domain.locks, &names, self.job.jobs.waits.lock, self.job.cancel());
-        let leases = leases.map_err(|e| match wanted.first() {
-            Some((name, _)) => settle::holder_of(&self.domain, name, e),
-            None => e.into(),
-        })?;
-        let mut touched = Vec::new();
-        for (name, _) in wanted {
-            touched.extend([(*name).clone(), name.with_suffix(".snap")?]);
-        }
-        settle::settle_names(&self.domain, &touched, self.job)?;
-        Ok(leases)
+        hold::lease(&self.domain, self.job, wanted)
     }
 
     pub fn look(&self, name: &Name) -> Result<Option<Object>> {
@@ -133,26 +121,31 @@ impl<'a> Ds<'a> {
         Ok(Name::parse(&rel.to_string_lossy())?)
     }
 
-    /// Refuses when a running qemu has one of these objects open.
-    pub fn not_in_use(&self, names: &[Name]) -> Result<()> {
-        for name in names {
-            if self.look(name)?.is_none_or(|o| o.kind != Kind::File) {
-                continue;
-            }
-            let path = self.path(name)?;
-            let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-            if crate::sys::qemu_holds(&file).with_context(|| format!("looking for users of {name}"))? {
-                let text = format!("{name} is open in a running VM; power it off or detach the image first");
-                return Err(refuse(Class::InUse, text));
-            }
+    /// Whether a running qemu has the image, its snapshots or what its name leads to open.
+    pub fn not_in_use(&self, image: &Name) -> Result<()> {
+        let mut names = hold::with_snapshots(&self.domain, image)?;
+        if let Some(o) = self.look(image)?
+            && matches!(o.kind, Kind::Link(_))
+            && let Place::Public(real) = self.resolve(image)?.place
+        {
+            names.push(real);
         }
-        Ok(())
+        hold::not_in_use(&self.domain, &names)
     }
 
-    /// The rules for images that come in.
-    pub fn admit(&self) -> Admit {
-        let s = &self.ctx.settings.image;
-        Admit { max_size: s.max_size.unwrap_or(Admit::default().max_size), allow: s.allow.clone() }
+    /// Whether the request says that the image is raw. Then its first bytes are its guest's, whatever
+    /// header they look like.
+    pub fn raw_on_record(&self) -> bool {
+        self.req.image.as_ref().and_then(|i| i.format.as_deref()) == Some("raw")
+    }
+
+    /// Refuses an image that reads files other than its own.
+    pub fn known_chain(&self, path: &Path, found: &Probe) -> Result<()> {
+        fill::known_chain(self.ctx, &[Own::of(path)], path, found)
+    }
+
+    pub fn sparse_as_source(&self) -> Sparse {
+        if self.req.datastore.sparse { Sparse::Keep } else { Sparse::Full }
     }
 
     /// Digest of what makes this request this request.
@@ -171,41 +164,9 @@ impl<'a> Ds<'a> {
         to: Format,
         size: Bytes,
     ) -> Result<Slab> {
-        self.job.phase("converting");
-        let slab = work.file(Bytes(0))?;
-        let watch = self.job.watch();
-        watch.progress.total(size.0);
-        let mut last = 0;
-        let mut report = |done: Bytes| {
-            watch.progress.add(done.0.saturating_sub(last));
-            last = done.0;
-        };
-        let progress = Some(image::Progress { total: size, report: &mut report });
-        let sparse = self.req.datastore.sparse;
-        let how = Convert { target: Target::Create, sparse, options: &[], progress };
-        let keep = work.keep_held();
-        self.ctx.qemu(self.job, &keep).convert((src, from), (&slab.path, to), how)?;
-        made(&slab, to, size)?;
-        self.job.method("convert");
-        Ok(slab)
+        let how = Conversion { from, to, size, sparse: self.req.datastore.sparse };
+        fill::converted(self.ctx, self.job, work, src, how)
     }
-}
-
-/// Looks at what a tool was to make: one that ends with status 0 has not always done its work.
-pub(super) fn made(slab: &Slab, format: Format, size: Bytes) -> Result<()> {
-    let found = header(&slab.path)?;
-    if found.format.opennebula() == format.opennebula() && disk_size(&found) >= size {
-        return Ok(());
-    }
-    let text =
-        format!("qemu-img made {} of {} instead of {format} of {size}", found.format, disk_size(&found));
-    Err(refuse(Class::Integrity, text))
-}
-
-/// What an image is, as its header says.
-pub(super) fn header(path: &Path) -> Result<Probe> {
-    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
-    image::probe(&file).with_context(|| format!("looking at {}", path.display()))
 }
 
 /// What another release brings is refused in one line, before anything is touched.
@@ -257,9 +218,4 @@ pub(super) fn fetch_options(ctx: &Ctx<'_>, req: &DsRequest) -> Result<FetchOptio
             ..HttpOptions::default()
         },
     })
-}
-
-/// The size of the disk in an image, or of the image where the format does not say.
-pub(super) fn disk_size(probe: &Probe) -> Bytes {
-    probe.virtual_size.or(probe.length).unwrap_or_default()
 }

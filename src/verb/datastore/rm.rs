@@ -14,7 +14,7 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     // Else the lease is with a job that can publish nothing any more, and may never end.
     let ended = remove::outrank(&ds.domain, job, &names)?;
     let _lease = if ended { ds.lease(&[(&place, Mode::Exclusive)])? } else { Vec::new() };
-    ds.not_in_use(&ds.chain_names(&place)?)?;
+    ds.not_in_use(&place)?;
     remove::remove(&ds.domain, job, &names, &ds.request(&[place.as_str()]))
         .with_context(|| format!("removing image {name} from datastore {}", req.datastore.id))?;
     Ok(String::new())

@@ -1,13 +1,14 @@
 //! `stat`: the size an image will need, in MiB rounded up. Reads no more of the source than that takes
 //! and changes nothing; needs no domain. Contract 2.4 and 6.3 (`fs_size`).
 
-use super::{Ctx, disk_size};
+use super::Ctx;
 use crate::data::{FetchOptions, Source, measure};
 use crate::image::{ImageError, probe, probe_bytes};
 use crate::one::{self, BlockDevices, DirPolicy, DsRequest, ImagePath};
 use crate::sdm::Job;
 use crate::sys::fs::Dir;
 use crate::sys::{Bytes, Class};
+use crate::verb::fill::disk_size;
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
 use std::os::fd::AsRawFd as _;

@@ -5,7 +5,7 @@ use super::*;
 use crate::config::Config;
 use crate::engine::faulty::Faulty;
 use crate::engine::mem::MemEngine;
-use crate::lock::{JobId, MemLocks};
+use crate::lock::{self, JobId, MemLocks};
 use crate::one::DsDump;
 use crate::sdm::check::{check, garbage};
 use crate::sdm::job::{Topic, Waits};
@@ -65,12 +65,13 @@ impl Bed {
     }
 
     fn cut_as(&self, id: JobId, verb: Verb, image: &str, left: i64, after: bool) -> Result<String> {
-        let open = |_: &crate::one::DatastoreDoc| -> Result<Domain, SdmError> {
+        let open = |_: &Path, _: i64| -> Result<Domain, SdmError> {
             let engine = Box::new(Faulty::new(self.engine.clone(), left, after));
             Ok(Domain { engine, ..self.domain() })
         };
         let (settings, tools, jobs) = (&self.config.settings, &self.tools, &self.jobs);
-        let ctx = Ctx { settings, tools, jobs, job: id, repeatable: true, open: &open };
+        let ready = &|| Ok(());
+        let ctx = Ctx { settings, tools, jobs, job: id, repeatable: true, open: &open, ready };
         let job = self.jobs.start(id, Topic { verb: "test".into(), ..Topic::default() });
         verb(&ctx, &self.request(image), &job)
     }

@@ -1,0 +1,60 @@
+//! Holding what a verb works on: leases, with what dead jobs left settled, and the question whether a
+//! running machine has it open.
+
+use super::refuse;
+use crate::engine::{Access, Kind, Name, Place};
+use crate::lock::{self, Mode, SlabLease};
+use crate::sdm::{Domain, Job, settle};
+use crate::sys::Class;
+use anyhow::{Context as _, Result};
+use std::fs::File;
+
+/// Leases on images or disks of a domain, and what dead jobs left on them settled.
+pub(super) fn lease(domain: &Domain, job: &Job, wanted: &[(&Name, Mode)]) -> Result<Vec<SlabLease>> {
+    let names: Vec<(&str, Mode)> = wanted.iter().map(|(n, m)| (n.as_str(), *m)).collect();
+    let leases = lock::slab_leases(&*domain.locks, &names, job.jobs.waits.lock, job.cancel());
+    let leases = leases.map_err(|e| match wanted.first() {
+        Some((name, _)) => settle::holder_of(domain, name, e),
+        None => e.into(),
+    })?;
+    let mut touched = Vec::new();
+    for (name, _) in wanted {
+        touched.extend([(*name).clone(), name.with_suffix(".snap")?]);
+    }
+    settle::settle_names(domain, &touched, job)?;
+    Ok(leases)
+}
+
+/// The first of these objects that a running qemu has open, links not followed.
+pub(super) fn in_use<'a>(domain: &Domain, names: &'a [Name]) -> Result<Option<&'a Name>> {
+    for name in names {
+        let at = Place::Public(name.clone());
+        if domain.engine.look(&at)?.is_none_or(|o| o.kind != Kind::File) {
+            continue;
+        }
+        let path = domain.engine.attach(&at, Access::Read)?.path;
+        let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+        if crate::sys::qemu_holds(&file).with_context(|| format!("looking for users of {name}"))? {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// Refuses when a running qemu has one of these objects open.
+pub(super) fn not_in_use(domain: &Domain, names: &[Name]) -> Result<()> {
+    let Some(name) = in_use(domain, names)? else { return Ok(()) };
+    let text = format!("{name} is open in a running VM; power it off or detach the image first");
+    Err(refuse(Class::InUse, text))
+}
+
+/// An image or a disk and what lies in its `.snap`.
+pub(super) fn with_snapshots(domain: &Domain, base: &Name) -> Result<Vec<Name>> {
+    let mut out = vec![base.clone()];
+    for o in domain.engine.list(Some(&base.with_suffix(".snap")?))? {
+        if let Place::Public(name) = o.place {
+            out.push(name);
+        }
+    }
+    Ok(out)
+}
