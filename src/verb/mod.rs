@@ -6,7 +6,7 @@ pub mod datastore;
 mod fill;
 mod hold;
 mod snaps;
-
+pub mod tm;
 
 use crate::config::Settings;
 use crate::data::DataError;

@@ -256,7 +256,14 @@ impl Snaps<'_> {
     /// `base` is the image or disk; `also` are companions that go with it. When the snapshot was the image
     /// itself, the layer that is now the root of the disk's chain becomes the image: its name must not go on
     /// showing what was deleted.
-    pub fn drop_snapshot(&self, base: &Name, n: i64, file: &Name, also: &[Name], request: &str) -> Result<()> {
+    pub fn drop_snapshot(
+        &self,
+        base: &Name,
+        n: i64,
+        file: &Name,
+        also: &[Name],
+        request: &str,
+    ) -> Result<()> {
         let mut names = vec![file.clone(), self.marker(n)?];
         names.extend(also.iter().cloned());
         let layers = self.layers()?;

@@ -1,0 +1,273 @@
+//! What the front-end asks the host that has the storage to do: plain data, paths and numbers, nothing of
+//! OpenNebula's documents. Paths are absolute and as this host sees them.
+
+use super::{Tm, clone, cpds, delete, ln, make, monitor, mv, mvds, resize, snap};
+use crate::sdm::Job;
+use crate::verb::Ctx;
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+/// One piece of work. How each meets what is already there is design R5's: *state* or *again*.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Op {
+    /// A disk that is a copy of an image, or a layer over it. *Again*.
+    Clone(Clone),
+    /// A disk that is the image. *State*.
+    Link(Link),
+    /// An empty disk. *Again*.
+    MakeImage(MakeImage),
+    /// An empty disk with a swap signature. *Again*.
+    MakeSwap(MakeSwap),
+    /// Removes a disk or a VM's directory. *State*.
+    Delete(Delete),
+    /// A disk, or one of its snapshots, becomes the content of an image. *Again*.
+    Cpds(Cpds),
+    /// Whether a persistent disk is where `DATASTORE` expects it. *State*.
+    Mvds(Mvds),
+    /// A VM's directory moves to another system datastore of this host. *State*.
+    Mv(Mv),
+    /// *Again*.
+    SnapCreate(Snap),
+    /// *Again*.
+    SnapRevert(Snap),
+    /// *State*.
+    SnapDelete(Snap),
+    /// Grows a disk. *State*.
+    Resize(Resize),
+    /// Space of a system datastore, and what its VMs take. Reads only.
+    Monitor(Monitor),
+}
+
+/// What OpenNebula has on record as a disk's format. It decides, not what a guest wrote into the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskFormat {
+    Raw,
+    Qcow2,
+    /// Anything else: copied as it is.
+    Other,
+}
+
+/// A disk that exists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// `<datastores>/<system ds>/<vm>/disk.<n>`
+    pub path: String,
+    /// The image it comes from, if any: `<datastores>/<image ds>/<name>`.
+    pub image: Option<String>,
+    pub format: DiskFormat,
+}
+
+/// The text by which host probes find a system datastore that is local to its host.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Marker {
+    #[default]
+    Keep,
+    /// The datastore is shared: the front-end monitors it.
+    Remove,
+    Write(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Clone {
+    pub image: String,
+    /// `disk.<n>`, `kernel` or `initrd` of a VM.
+    pub disk: String,
+    pub format: DiskFormat,
+    /// qcow2: a whole copy, not a layer.
+    pub standalone: bool,
+    pub sparse: bool,
+    /// What the disk shall have, when that is more than the image has.
+    pub size_mib: Option<u64>,
+    pub original_mib: Option<u64>,
+    #[serde(default)]
+    pub marker: Marker,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Link {
+    pub image: String,
+    pub disk: String,
+    pub format: DiskFormat,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MakeImage {
+    pub disk: String,
+    pub size_mib: u64,
+    /// `raw`, `qcow2` or `swap`.
+    pub format: String,
+    pub fs: Option<String>,
+    pub sparse: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MakeSwap {
+    pub disk: String,
+    pub size_mib: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Delete {
+    /// A disk, or a VM's directory.
+    pub path: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cpds {
+    pub disk: Disk,
+    /// `None`: what the disk is now.
+    pub snapshot: Option<i64>,
+    /// The name that `mkfs` gave for `save_as`.
+    pub target: String,
+    /// The VM runs (state 26).
+    pub live: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mvds {
+    pub disk: Disk,
+    /// The image whose content the disk is meant to be.
+    pub target: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mv {
+    pub from: String,
+    pub to: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snap {
+    pub disk: Disk,
+    pub snapshot: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resize {
+    pub disk: Disk,
+    pub size_mib: u64,
+    pub sparse: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Monitor {
+    /// `<datastores>/<system ds>`
+    pub dir: String,
+    /// What each VM's disks take, too.
+    pub vms: bool,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answer {
+    /// Empty, or the lines that the operation is asked for.
+    pub text: String,
+}
+
+impl Op {
+    /// The path that the work is about, for lists of jobs and for messages.
+    pub fn object(&self) -> &str {
+        match self {
+            Op::Clone(o) => &o.disk,
+            Op::Link(o) => &o.disk,
+            Op::MakeImage(o) => &o.disk,
+            Op::MakeSwap(o) => &o.disk,
+            Op::Delete(o) => &o.path,
+            Op::Cpds(o) => &o.disk.path,
+            Op::Mvds(o) => &o.disk.path,
+            Op::Mv(o) => &o.from,
+            Op::SnapCreate(o) | Op::SnapRevert(o) | Op::SnapDelete(o) => &o.disk.path,
+            Op::Resize(o) => &o.disk.path,
+            Op::Monitor(o) => &o.dir,
+        }
+    }
+
+    fn doing(&self) -> String {
+        match self {
+            Op::Clone(o) => format!("cloning {} to {}", o.image, o.disk),
+            Op::Link(o) => format!("linking {} to {}", o.disk, o.image),
+            Op::MakeImage(_) | Op::MakeSwap(_) => format!("making {}", self.object()),
+            Op::Delete(o) => format!("deleting {}", o.path),
+            Op::Cpds(o) => format!("saving {} as {}", o.disk.path, o.target),
+            Op::Mvds(o) => format!("storing {} in {}", o.disk.path, o.target),
+            Op::Mv(o) => format!("moving {} to {}", o.from, o.to),
+            Op::SnapCreate(o) => format!("making snapshot {} of {}", o.snapshot, o.disk.path),
+            Op::SnapRevert(o) => format!("reverting {} to snapshot {}", o.disk.path, o.snapshot),
+            Op::SnapDelete(o) => format!("deleting snapshot {} of {}", o.snapshot, o.disk.path),
+            Op::Resize(o) => format!("growing {} to {} MiB", o.disk.path, o.size_mib),
+            Op::Monitor(o) => format!("looking at {}", o.dir),
+        }
+    }
+}
+
+/// Does it, here. On an error nothing is visible of what was to be made, except where the operation says
+/// so; what a crash leaves, the same call made again completes or displaces.
+pub fn perform(op: &Op, ctx: &Ctx<'_>, job: &Job) -> Result<Answer> {
+    job.object(op.object());
+    let tm = Tm::new(ctx, job, op)?;
+    let done = match op {
+        Op::Clone(o) => clone::run(&tm, o),
+        Op::Link(o) => ln::run(&tm, o),
+        Op::MakeImage(o) => make::image(&tm, o),
+        Op::MakeSwap(o) => make::swap(&tm, o),
+        Op::Delete(o) => delete::run(&tm, o),
+        Op::Cpds(o) => cpds::run(&tm, o),
+        Op::Mvds(o) => mvds::run(&tm, o),
+        Op::Mv(o) => mv::run(&tm, o),
+        Op::SnapCreate(o) => snap::create::run(&tm, o),
+        Op::SnapRevert(o) => snap::revert(&tm, o),
+        Op::SnapDelete(o) => snap::delete(&tm, o),
+        Op::Resize(o) => resize::run(&tm, o),
+        Op::Monitor(o) => return monitor::run(&tm, o).map(|text| Answer { text }),
+    };
+    done.map(|()| Answer::default()).with_context(|| op.doing())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_survives_its_text_and_unknown_fields_are_refused() {
+        let disk = || Disk { path: "/d/1/0/disk.0".into(), image: None, format: DiskFormat::Qcow2 };
+        let ops = [
+            Op::Clone(Clone {
+                image: "/d/2/x".into(),
+                disk: "/d/1/0/disk.0".into(),
+                format: DiskFormat::Raw,
+                standalone: false,
+                sparse: true,
+                size_mib: Some(5),
+                original_mib: None,
+                marker: Marker::Write("ssh".into()),
+            }),
+            Op::SnapDelete(Snap { disk: disk(), snapshot: 3 }),
+            Op::Monitor(Monitor { dir: "/d/1".into(), vms: true }),
+        ];
+        for op in ops {
+            let text = serde_json::to_string(&op).unwrap();
+            assert_eq!(serde_json::from_str::<Op>(&text).unwrap(), op, "{text}");
+            let more = text.replacen('{', "{\"also\":1,", 1);
+            assert!(serde_json::from_str::<Op>(&more).is_err(), "{more}");
+        }
+        let nested = serde_json::to_string(&Op::SnapCreate(Snap { disk: disk(), snapshot: 0 })).unwrap();
+        let more = nested.replacen("\"path\"", "\"also\":1,\"path\"", 1);
+        assert!(serde_json::from_str::<Op>(&more).is_err(), "{more}");
+    }
+}
