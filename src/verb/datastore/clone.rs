@@ -3,7 +3,7 @@
 
 use super::{Ctx, Ds};
 use crate::data;
-use crate::engine::Name;
+use crate::engine::{Kind, Name};
 use crate::image::{self, Format};
 use crate::lock::{self, Mode, SlabLease};
 use crate::one::{self, DsRequest, ImagePath};
@@ -78,8 +78,12 @@ fn own(ds: &Ds<'_>, source: &Name) -> Result<Original> {
     let crate::engine::Place::Public(name) = &object.place else {
         return Err(refuse(Class::Internal, format!("{source} leads to no public object")));
     };
+    if object.kind != Kind::File {
+        return Err(refuse(Class::Unsupported, format!("{name} is no file that can be cloned")));
+    }
     let path = ds.path(name)?;
-    let (file, found) = look(&path)?;
+    let file = fill::open(&path)?;
+    let found = look(&path, &file)?;
     ds.known_chain(&path, &found)?;
     Ok(Original { path, file, found, _domain: None, _lease: None })
 }
@@ -108,7 +112,8 @@ fn foreign(ds: &Ds<'_>, path: &str) -> Result<Original> {
         }
         None => None,
     };
-    let (file, found) = look(&path)?;
+    let file = fill::open_image(&path)?;
+    let found = look(&path, &file)?;
     ds.known_chain(&path, &found)?;
     Ok(Original { path, file, found, _domain: domain, _lease: lease })
 }
@@ -118,8 +123,6 @@ fn same_dir(a: &Path, b: &Path) -> bool {
     a == b || real(a) == real(b)
 }
 
-fn look(path: &Path) -> Result<(File, image::Probe)> {
-    let file = fill::open_image(path)?;
-    let found = image::probe(&file).with_context(|| format!("looking at {}", path.display()))?;
-    Ok((file, found))
+fn look(path: &Path, file: &File) -> Result<image::Probe> {
+    image::probe(file).with_context(|| format!("looking at {}", path.display()))
 }
