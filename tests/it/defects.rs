@@ -149,7 +149,7 @@ fn d12_a_retry_does_not_duplicate_bytes() {
     let tmp = bed::scratch();
     guest::make_raw(&tmp.path().join("a"), 512, 5);
     let whole = std::fs::read(tmp.path().join("a")).unwrap();
-    let cases: [(&str, bool, Script); 8] = [
+    let cases: [(&str, bool, Script); 9] = [
         ("cut, then goes on where it was", true, |a, o, b| {
             o.ranged(a, b, "\"1\"", if a.nth == 0 { 100_000 } else { usize::MAX })
         }),
@@ -192,6 +192,15 @@ fn d12_a_retry_does_not_duplicate_bytes() {
                 &["ETag: \"1\"", &span, &format!("Content-Length: {}", b.len() - 99_999)],
             )?;
             o.body(&b[99_999..])
+        }),
+        ("cut, and goes on elsewhere with the right length", false, |a, o, b| {
+            if a.nth == 0 {
+                return o.ranged(a, b, "\"1\"", 100_000);
+            }
+            let span = format!("Content-Range: bytes 99999-{}/{}", b.len() - 2, b.len());
+            let len = format!("Content-Length: {}", b.len() - 100_000);
+            o.head("206 Partial Content", &["ETag: \"1\"", &span, &len])?;
+            o.body(&b[99_999..b.len() - 1])
         }),
         ("500, then well", true, |a, o, b| if a.nth == 0 { o.status("500 Oops", &[]) } else { o.whole(b) }),
     ];

@@ -11,94 +11,123 @@ use std::time::Duration;
 
 const ROOT: &str = "DS_DRIVER_ACTION_DATA";
 
-fn wrap(inner: &str) -> Vec<u8> {
-    format!("<{ROOT}>{inner}</{ROOT}>").into_bytes()
+/// A good message with something more inside IMAGE, or at its end, or before its beginning.
+fn within(good: &str, more: &str) -> Vec<u8> {
+    good.replacen("<IMAGE>", &format!("<IMAGE>{more}"), 1).into_bytes()
 }
 
-#[test]
-fn every_verb_refuses_every_bent_message() {
+fn below(good: &str, more: &[u8]) -> Vec<u8> {
+    let (all, end) = good.split_at(good.len() - ROOT.len() - 3);
+    [all.as_bytes(), more, end.as_bytes()].concat()
+}
+
+fn before(good: &str, more: &[u8]) -> Vec<u8> {
+    [more, good.as_bytes()].concat()
+}
+
+/// Each is a good message but for one thing. The path is that of `source`.
+fn bent(good: &str, source: &str) -> Vec<(&'static str, Vec<u8>)> {
+    let path = |to: &str| good.replace(&format!("<![CDATA[{source}]]>"), to).into_bytes();
     let deep = "<A>".repeat(100_000);
     let closed = format!("{deep}{}", "</A>".repeat(100_000));
     let laughs = "<!DOCTYPE x [<!ENTITY a \"aaaaaaaaaa\"><!ENTITY b \"&a;&a;&a;&a;&a;&a;&a;&a;\">]>";
-    let utf16: Vec<u8> =
-        [0xff, 0xfe].into_iter().chain("<a/>".encode_utf16().flat_map(u16::to_le_bytes)).collect();
-    let cases: Vec<(&str, Vec<u8>)> = vec![
+    let file = "<!DOCTYPE x [<!ENTITY f SYSTEM \"file:///etc/hostname\">]>";
+    let utf16 = |s: &str| -> Vec<u8> {
+        [0xff, 0xfe].into_iter().chain(s.encode_utf16().flat_map(u16::to_le_bytes)).collect()
+    };
+    let both = |bytes: &[u8]| -> Vec<u8> {
+        let text = String::from_utf8_lossy(&path("HERE")).into_owned();
+        let (a, b) = text.split_once("HERE").unwrap_or((good, ""));
+        [a.as_bytes(), source.as_bytes(), bytes, b.as_bytes()].concat()
+    };
+    vec![
         ("nothing", vec![]),
         ("blanks", b" \r\n\t ".to_vec()),
         ("text", b"PATH=/etc/passwd".to_vec()),
         ("an option", b"--help".to_vec()),
-        ("another root", b"<VM><ID>1</ID></VM>".to_vec()),
-        ("two roots", [wrap(""), wrap("")].concat()),
-        ("text behind the root", [wrap(""), b"x".to_vec()].concat()),
-        ("100,000 levels", format!("<{ROOT}>{deep}").into_bytes()),
-        ("100,000 levels, closed", wrap(&closed)),
-        ("100,000 levels in IMAGE", wrap(&format!("<IMAGE><TEMPLATE>{closed}</TEMPLATE></IMAGE>"))),
-        ("entities that laugh", [laughs.as_bytes(), &wrap("<IMAGE><PATH>&b;</PATH></IMAGE>")].concat()),
+        ("another root", good.replace(ROOT, "VM").into_bytes()),
+        ("a longer root", good.replace(ROOT, &format!("{ROOT}X")).into_bytes()),
+        ("two roots", [good, good].concat().into_bytes()),
+        ("text before the root", before(good, b"x")),
+        ("text behind the root", [good, "x"].concat().into_bytes()),
+        ("100,000 levels", below(good, deep.as_bytes())),
+        ("100,000 levels, closed", below(good, closed.as_bytes())),
+        ("100,000 levels in IMAGE", within(good, &closed)),
+        ("100 levels", below(good, format!("{}{}", "<A>".repeat(100), "</A>".repeat(100)).as_bytes())),
+        ("a document type", before(good, b"<!DOCTYPE x>")),
+        ("entities that laugh", [laughs.as_bytes(), &path(&format!("{source}&b;"))].concat()),
+        ("a file as an entity", [file.as_bytes(), &path(&format!("{source}&f;"))].concat()),
+        ("a file as a document type", before(good, b"<!DOCTYPE x SYSTEM \"file:///etc/hostname\">")),
+        ("an unknown entity", path(&format!("{source}&nbsp;"))),
+        ("an unknown entity nobody reads", below(good, b"<X>&nbsp;</X>")),
+        ("a NUL by reference", path(&format!("{source}&#0;"))),
+        ("a surrogate by reference", path(&format!("{source}&#xD800;"))),
+        ("a NUL", both(b"\0x")),
+        ("a NUL nobody reads", below(good, b"<X>\0</X>")),
+        ("no UTF-8", both(b"\xc3\x28")),
+        ("no UTF-8 that anybody reads", below(good, b"<X>\xff</X>")),
+        ("overlong UTF-8", both(b"\xc0\xaf")),
+        ("UTF-16", utf16(good)),
+        ("another encoding", before(good, b"<?xml version=\"1.0\" encoding=\"ISO-8859-1\"?>")),
+        ("crossed elements", below(good, b"<X><Y></X></Y>")),
+        ("an open comment", below(good, b"<!-- ")),
+        ("an open CDATA", below(good, b"<X><![CDATA[")),
+        ("an attribute without a value", below(good, b"<X a/>")),
+        ("two paths", within(good, "<PATH>/b</PATH><PATH>/c</PATH>")),
+        ("two images", below(good, b"<IMAGE><PATH>/b</PATH></IMAGE>")),
+        ("two datastores", below(good, b"<DATASTORE><ID>101</ID></DATASTORE>")),
+        ("an element as a value", within(good, "<PATH><B>/b</B></PATH>")),
+        ("no datastore", good.replace("DATASTORE>", "DATASTORES>").into_bytes()),
+        ("a datastore without an id", good.replace("<ID><![CDATA[100]]></ID>", "").into_bytes()),
+        ("an id that is none", good.replace("<ID><![CDATA[100]]>", "<ID>100; reboot").into_bytes()),
         (
-            "a file as an entity",
-            [
-                &b"<!DOCTYPE x [<!ENTITY f SYSTEM \"file:///etc/passwd\">]>"[..],
-                &wrap("<IMAGE><PATH>&f;</PATH></IMAGE>"),
-            ]
-            .concat(),
+            "an id beyond numbers",
+            good.replace("<ID><![CDATA[100]]>", "<ID>99999999999999999999999").into_bytes(),
         ),
+        ("33 MiB", below(good, &vec![b' '; 33 << 20])),
+        ("an element without end", below(good, &[b"<", &vec![b'N'; 8 << 20][..]].concat())),
         (
-            "a file as a document type",
-            [&b"<!DOCTYPE x SYSTEM \"file:///etc/passwd\">"[..], &wrap("")].concat(),
+            "a million attributes, the last one bad",
+            below(good, format!("<A{} b/>", " a=\"1\"".repeat(1_000_000)).as_bytes()),
         ),
-        ("an unknown entity", wrap("<IMAGE><PATH>&nbsp;</PATH></IMAGE>")),
-        ("a NUL by reference", wrap("<IMAGE><PATH>/a&#0;b</PATH></IMAGE>")),
-        ("a surrogate by reference", wrap("<IMAGE><PATH>/a&#xD800;b</PATH></IMAGE>")),
-        ("a NUL", wrap("<IMAGE><PATH>/a\0b</PATH></IMAGE>")),
-        (
-            "no UTF-8",
-            [
-                b"<DS_DRIVER_ACTION_DATA><IMAGE><PATH>/\xc3\x28</PATH></IMAGE>",
-                &b"</DS_DRIVER_ACTION_DATA>"[..],
-            ]
-            .concat(),
-        ),
-        (
-            "overlong UTF-8",
-            [
-                b"<DS_DRIVER_ACTION_DATA><IMAGE><PATH>\xc0\xaf",
-                &b"</PATH></IMAGE></DS_DRIVER_ACTION_DATA>"[..],
-            ]
-            .concat(),
-        ),
-        ("UTF-16", utf16),
-        ("crossed elements", wrap("<IMAGE><TEMPLATE></IMAGE></TEMPLATE>")),
-        ("an open comment", wrap("<!-- ")),
-        ("an open CDATA", wrap("<IMAGE><PATH><![CDATA[/a</PATH></IMAGE>")),
-        ("two paths", wrap("<IMAGE><PATH>/a</PATH><PATH>/b</PATH></IMAGE>")),
-        ("two images", wrap("<IMAGE><PATH>/a</PATH></IMAGE><IMAGE><PATH>/b</PATH></IMAGE>")),
-        ("an element as a value", wrap("<IMAGE><PATH><B>/a</B></PATH></IMAGE>")),
-        ("no datastore", wrap("<IMAGE><ID>7</ID></IMAGE>")),
-        ("a datastore without an id", wrap("<DATASTORE><BASE_PATH>/a</BASE_PATH></DATASTORE>")),
-        ("an id that is none", wrap("<DATASTORE><ID>7; reboot</ID></DATASTORE>")),
-        ("an id beyond numbers", wrap("<DATASTORE><ID>99999999999999999999999</ID></DATASTORE>")),
-        ("33 MiB", wrap(&" ".repeat(33 << 20))),
-        ("a name of 8 MiB", wrap(&format!("<{}/>", "N".repeat(8 << 20)))),
-        ("a million attributes", wrap(&format!("<A{}/>", " a=\"1\"".repeat(1_000_000) + "<"))),
-    ];
+    ]
+}
+
+#[test]
+fn every_verb_refuses_every_bent_message() {
     let bed = Bed::new();
     bed.store(100);
+    let source = bed.images().join("source");
+    guest::make_raw(&source, 64, 1);
+    let source = source.display().to_string();
+    let good = at(&bed, &source)
+        .source(&bed, "image")
+        .image("TARGET_SNAPSHOT", 1)
+        .image("FORMAT", "raw")
+        .image("SIZE", 1)
+        .xml();
+    // Read well, each is a request: whatever is refused below is refused for what is bent.
     for verb in VERBS {
-        for (what, xml) in &cases {
+        let other = Bed::new();
+        other.store(100);
+        let good = good.replace(bed.root().to_str().unwrap(), other.root().to_str().unwrap());
+        guest::make_raw(&other.images().join("source"), 64, 1);
+        assert_ne!(other.ds(verb, 7, &good).run().code, Some(2), "{verb}");
+    }
+    for verb in VERBS {
+        for (what, xml) in bent(&good, &source) {
             // The large ones once are enough.
             if xml.len() > 1 << 20 && verb != "cp" {
                 continue;
             }
             for plain in [false, true] {
-                let stdin = if plain { xml.clone() } else { base64(xml) };
+                // Monitor has no image, and what is no base64 is no message in either form.
+                let stdin = if plain { xml.clone() } else { base64(&xml) };
                 let (done, kib) = peak(bed.verb("fs", verb).arg("7").stdin(stdin).start());
                 let what = format!("{verb}, {what}, {}", if plain { "plain" } else { "base64" });
                 refused(&bed, &done, &[2], &what);
-                assert!(
-                    done.took < Duration::from_secs(4) && kib < 128 << 10,
-                    "{what}: {:?}, {kib} KiB",
-                    done.took
-                );
+                let cheap = done.took < Duration::from_secs(4) && kib < 128 << 10;
+                assert!(cheap, "{what}: {:?}, {kib} KiB", done.took);
             }
         }
         assert!(!bed.store(100).join(".sdm").exists(), "{verb} made a domain for a message it refused");
