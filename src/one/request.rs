@@ -195,7 +195,8 @@ impl DsDump {
                 (None, Some(location)) => format!("{location}/{id}"),
                 (None, None) => format!("{}/{id}", datastores.display()),
             };
-        if !base_path.starts_with('/') || base_path.split('/').any(|c| c == "..") {
+        let possible = base_path.starts_with('/') && base_path.len() <= super::url::LONGEST;
+        if !possible || base_path.split('/').any(|c| c == "..") {
             return Err(self.values.bad("DATASTORE/BASE_PATH", "an absolute path without \"..\""));
         }
         let kind = match self.values.number::<i64>("DATASTORE/TYPE")? {

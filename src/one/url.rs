@@ -4,7 +4,7 @@ use super::OneError;
 use std::path::PathBuf;
 
 /// Bytes of a path that the kernel takes.
-const LONGEST: usize = 4095;
+pub(super) const LONGEST: usize = 4095;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImagePath {

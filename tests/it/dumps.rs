@@ -141,6 +141,36 @@ fn every_verb_refuses_every_bent_message() {
     }
 }
 
+/// A value may be as long as its sender likes; the line that refuses it is for people, and so is the history.
+#[test]
+fn long_values_make_no_long_lines() {
+    let bed = Bed::new();
+    bed.store(100);
+    let long = "x".repeat(2 << 20);
+    let base = bed.base_path(100);
+    let cases: [(&str, &str, String); 9] = [
+        ("cp", "PATH", format!("/{long}")),
+        ("cp", "PATH", format!("http://127.0.0.1:1/{long}")),
+        ("cp", "PATH", format!("{}/a", "/y".repeat(50_000))),
+        ("cp", "PATH", format!("{long}://x")),
+        ("stat", "PATH", format!("/{long}")),
+        ("clone", "PATH", format!("{base}/{long}")),
+        ("rm", "SOURCE", format!("{base}/{long}")),
+        ("mkfs", "FORMAT", long.clone()),
+        ("mkfs", "FS", long.clone()),
+    ];
+    for (verb, key, value) in cases {
+        let doc = Doc::new(&bed, 7).image("FORMAT", "raw").image("SIZE", 1).image(key, value);
+        bed.ds(verb, 7, &doc.xml()).run().failure(None).unwrap_or_else(|e| panic!("{verb} {key}: {e:.500}"));
+    }
+    let doc =
+        Doc::new(&bed, 7).image("FORMAT", "raw").image("SIZE", 1).store("BASE_PATH", format!("/{long}"));
+    bed.ds("mkfs", 7, &doc.xml()).run().failure(None).unwrap_or_else(|e| panic!("BASE_PATH: {e:.500}"));
+    let history = bed.root().join("state/history.jsonl").metadata().unwrap().len();
+    let events = bed.root().join("log/onesdm.jsonl").metadata().unwrap().len();
+    assert!(history < 64 << 10 && events < 64 << 10, "{history} and {events} bytes");
+}
+
 /// A message that stops anywhere, in either form, is an error and never half a request.
 #[test]
 fn every_verb_refuses_a_message_cut_short() {
