@@ -284,3 +284,63 @@ fn whatever_lies_in_our_area_harms_nobody() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+/// The area itself, or its header, is something else: nothing is done, nobody hangs, and reading goes on.
+#[test]
+fn an_area_that_is_none_is_refused() {
+    type Change = fn(&Yard);
+    let cases: [(&str, Change); 7] = [
+        ("a link to another directory", |y| {
+            std::fs::rename(y.sdm(""), y.bed.root().join("area")).unwrap();
+            symlink(y.bed.root().join("area"), y.bed.store(100).join(".sdm")).unwrap();
+        }),
+        ("a file", |y| {
+            std::fs::remove_dir_all(y.sdm("")).unwrap();
+            std::fs::write(y.bed.store(100).join(".sdm"), "x").unwrap();
+        }),
+        ("a header that is a pipe", |y| {
+            std::fs::remove_file(y.sdm("domain.json")).unwrap();
+            tool("mkfifo", &[y.sdm("domain.json").as_os_str()]);
+        }),
+        ("a header that is a link", |y| {
+            std::fs::rename(y.sdm("domain.json"), y.bed.root().join("header")).unwrap();
+            symlink(y.bed.root().join("header"), y.sdm("domain.json")).unwrap();
+        }),
+        ("a huge header", |y| y.put("domain.json", &vec![b'x'; 3 << 20])),
+        ("leases that are a link", |y| {
+            std::fs::remove_file(y.sdm("leases")).unwrap();
+            symlink(y.outside.join("0"), y.sdm("leases")).unwrap();
+        }),
+        ("leases that are a pipe", |y| {
+            std::fs::remove_file(y.sdm("leases")).unwrap();
+            tool("mkfifo", &[y.sdm("leases").as_os_str()]);
+        }),
+    ];
+    for (what, change) in cases {
+        let yard = Yard::new();
+        let bed = &yard.bed;
+        change(&yard);
+        let name = yard.victim().file_name().unwrap().to_str().unwrap().to_owned();
+        for id in [1, VICTIM] {
+            let done = yard.cp(id).under(&PATIENCE).run();
+            done.failure(None).unwrap_or_else(|e| panic!("{what}: cp: {e}"));
+            assert_ne!(done.code, Some(137), "{what}: cp hangs");
+        }
+        let rm = bed.ds("rm", VICTIM, &Doc::new(bed, VICTIM).source(bed, &name).xml()).under(&PATIENCE).run();
+        rm.failure(None).unwrap_or_else(|e| panic!("{what}: rm: {e}"));
+        assert_ne!(rm.code, Some(137), "{what}: rm hangs");
+        for word in ["gc", "check"] {
+            let done = bed.onesdm(&[word, bed.store(100).to_str().unwrap()]).under(&PATIENCE).run();
+            assert!(
+                done.code.is_some_and(|c| ![0, 101, 137].contains(&c)),
+                "{what}: {word}: {:?}",
+                done.code
+            );
+        }
+        bed.ds("monitor", 100, &Doc::new(bed, 100).xml()).run().ok();
+        assert!(yard.victim().exists(), "{what}");
+        assert_eq!(names(&yard.outside), ["0", "intent.json"], "{what}");
+        assert_eq!(std::fs::read(yard.outside.join("0")).unwrap(), b"precious", "{what}");
+        assert_eq!(names(&bed.store(100)), [".sdm", name.as_str()], "{what}");
+    }
+}
