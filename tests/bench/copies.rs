@@ -4,7 +4,7 @@
 use crate::Options;
 use crate::place::Place;
 use crate::report::Row;
-use crate::run::{self, median};
+use crate::run::{self, least, median};
 use crate::store::{Store, raw};
 use std::path::Path;
 use std::process::Command;
@@ -125,7 +125,8 @@ fn against(
     let speed = median(&speeds);
     let mut row = Row::new("copy", name, &place.fs).number("ms", median(&ours));
     row = row.number("best_ms", median(&theirs[best])).text("best", ways[best].name);
-    row = row.number("speed", speed);
+    let fastest = theirs.iter().map(|t| least(t)).fold(f64::INFINITY, f64::min);
+    row = row.number("speed", speed).number("speed_least", fastest / least(&ours));
     // Where extents are shared nobody copies; what counts there is that size does not matter.
     if !(place.reflink && ways.len() == COPIES.len()) {
         row = row.number("aim", AIM).within(speed >= AIM);
