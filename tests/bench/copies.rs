@@ -93,15 +93,22 @@ fn against(
     let (mut ours, mut theirs) = (Vec::new(), vec![Vec::new(); ways.len()]);
     let (mut cpu, mut their_cpu) = (Vec::new(), vec![Vec::new(); ways.len()]);
     for round in 0..=options.runs(ROUNDS) {
-        let dump = call(100 + round);
-        let took = run::run(&mut store.verb(verb), &dump);
-        let made = String::from_utf8(took.1).unwrap();
-        let made = made.split(' ').next().unwrap();
-        if round == 0 {
-            same(from, made);
-        }
-        forget(Path::new(made));
-        for (n, way) in ways.iter().enumerate() {
+        // Each goes first in turn: who follows a removal meets another memory than the rest.
+        for turn in 0..=ways.len() {
+            let who = (turn + round as usize) % (ways.len() + 1);
+            let Some(way) = ways.get(who) else {
+                let (took, made) = run::run(&mut store.verb(verb), &call(100 + round));
+                let made = String::from_utf8(made).unwrap();
+                let made = made.split(' ').next().unwrap();
+                if round == 0 {
+                    same(from, made);
+                } else {
+                    ours.push(took.ms());
+                    cpu.push(took.cpu.as_secs_f64() * 1e3);
+                }
+                forget(Path::new(made));
+                continue;
+            };
             let argv = (way.argv)(from, to.to_str().unwrap());
             let took = run::run(Command::new(&argv[0]).args(&argv[1..]), b"").0;
             let mut wall = took.ms();
@@ -110,13 +117,9 @@ fn against(
             }
             forget(&to);
             if round > 0 {
-                theirs[n].push(wall);
-                their_cpu[n].push(took.cpu.as_secs_f64() * 1e3);
+                theirs[who].push(wall);
+                their_cpu[who].push(took.cpu.as_secs_f64() * 1e3);
             }
-        }
-        if round > 0 {
-            ours.push(took.0.ms());
-            cpu.push(took.0.cpu.as_secs_f64() * 1e3);
         }
     }
     let best = (0..ways.len()).min_by(|a, b| median(&theirs[*a]).total_cmp(&median(&theirs[*b]))).unwrap();
