@@ -59,6 +59,7 @@ mod tests {
             assert!(try_lock(b.as_fd(), off + 1, true).unwrap());
         }
         drop(a);
-        assert!(try_lock(b.as_fd(), 0, true).unwrap());
+        // A child that another test just forked keeps the description until it becomes its program.
+        assert!((0..10_000_000).any(|_| try_lock(b.as_fd(), 0, true).unwrap()));
     }
 }

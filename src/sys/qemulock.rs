@@ -69,7 +69,9 @@ mod tests {
             lock(&theirs, kind, start, len);
             assert_eq!(qemu_holds(&ours).unwrap(), seen, "{start}+{len}");
             drop(theirs);
-            assert!(!qemu_holds(&ours).unwrap(), "{start}+{len} closed");
+            // A child that another test just forked keeps the description until it becomes its program.
+            let released = (0..10_000_000).any(|_| !qemu_holds(&ours).unwrap());
+            assert!(released, "{start}+{len} closed");
         }
     }
 
