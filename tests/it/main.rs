@@ -19,6 +19,7 @@ mod call;
 mod contract;
 mod cost;
 mod defects;
+mod defects_cost;
 mod defects_security;
 mod deps;
 mod doc;
