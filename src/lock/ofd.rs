@@ -20,7 +20,7 @@ pub struct OfdLocks(Arc<Dir>);
 
 #[derive(Debug)]
 struct OfdHeld {
-    file: File,
+    file: ofd::Locked,
     dir: Arc<Dir>,
     id: LeaseId,
 }
@@ -42,7 +42,7 @@ impl LockBackend for OfdLocks {
 
     fn try_acquire(&self, id: &LeaseId, mode: Mode) -> Result<Box<dyn Held>, LockError> {
         let exclusive = mode == Mode::Exclusive;
-        let file = self.open(id, exclusive)?;
+        let file = ofd::Locked::new(self.open(id, exclusive)?);
         let got = ofd::try_lock(file.as_fd(), id.offset(), exclusive)
             .map_err(|source| LockError::Io { what: id.clone(), source })?;
         if !got {

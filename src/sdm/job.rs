@@ -135,7 +135,7 @@ struct Running {
     info: JobInfo,
     method: String,
     began: Instant,
-    record: Option<(PathBuf, File)>,
+    record: Option<(PathBuf, ofd::Locked)>,
     written: Instant,
     told: Instant,
 }
@@ -177,7 +177,7 @@ impl Jobs {
 
     /// The record appears complete and locked: it is made aside and renamed.
     #[expect(clippy::disallowed_methods, reason = "the list of jobs is not storage")]
-    fn list_as_running(&self, info: &JobInfo) -> io::Result<(PathBuf, File)> {
+    fn list_as_running(&self, info: &JobInfo) -> io::Result<(PathBuf, ofd::Locked)> {
         if !self.run.exists() {
             std::fs::create_dir_all(&self.run)?;
         }
@@ -188,6 +188,7 @@ impl Jobs {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
         let f = File::options().read(true).write(true).create(true).truncate(true).mode(0o640).open(&tmp)?;
+        let f = ofd::Locked::new(f);
         if !ofd::try_lock(f.as_fd(), 0, true)? {
             return Err(io::ErrorKind::ResourceBusy.into());
         }

@@ -2,8 +2,37 @@
 //! two leases of one process exclude each other and closing anything else releases nothing.
 #![expect(unsafe_code, reason = "no safe wrapper of F_OFD_SETLK among our dependencies")]
 
+use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// A file whose locks end when this is dropped, not a moment later: it is closed while no child of ours
+/// is between its fork and its program, where it holds a copy of everything.
+#[derive(Debug)]
+pub struct Locked(ManuallyDrop<File>);
+
+impl Locked {
+    pub fn new(file: File) -> Locked {
+        Locked(ManuallyDrop::new(file))
+    }
+}
+
+impl Deref for Locked {
+    type Target = File;
+    fn deref(&self) -> &File {
+        &self.0
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        let _no_fork = super::tool::no_fork();
+        // SAFETY: dropped here only, and the value is not used afterwards.
+        unsafe { ManuallyDrop::drop(&mut self.0) };
+    }
+}
 
 fn flock(offset: u64, kind: libc::c_int) -> io::Result<libc::flock> {
     let start = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -51,7 +80,7 @@ mod tests {
     #[test]
     fn two_descriptions_exclude_each_other_per_byte() {
         let t = tempfile::NamedTempFile::new().unwrap();
-        let (a, b) = (t.reopen().unwrap(), t.reopen().unwrap());
+        let (a, b) = (Locked::new(t.reopen().unwrap()), t.reopen().unwrap());
         for off in [0, 5, 1 << 40, 1 << 62, i64::MAX as u64 - 1] {
             assert!(try_lock(a.as_fd(), off, true).unwrap());
             assert!(!try_lock(b.as_fd(), off, false).unwrap());
@@ -59,7 +88,31 @@ mod tests {
             assert!(try_lock(b.as_fd(), off + 1, true).unwrap());
         }
         drop(a);
-        // A child that another test just forked keeps the description until it becomes its program.
-        assert!((0..10_000_000).any(|_| try_lock(b.as_fd(), 0, true).unwrap()));
+        assert!(try_lock(b.as_fd(), 0, true).unwrap());
+    }
+
+    /// Between fork and exec a child has everything its parent has.
+    #[test]
+    fn a_lock_ends_at_once_while_others_fork() {
+        let t = tempfile::NamedTempFile::new().unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let tools =
+                    crate::sys::Tools::new([(crate::sys::Tool::MkSwap, "/usr/bin/true".into())].into());
+                let cancel = crate::sys::Cancel::default();
+                while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                    let run = crate::sys::tool::Run::new(std::time::Duration::from_secs(60), &cancel);
+                    tools.as_ref().unwrap().run(crate::sys::Tool::MkSwap, &[], run).unwrap();
+                }
+            });
+            let late = (0..20_000).filter(|_| {
+                let f = Locked::new(t.reopen().unwrap());
+                !try_lock(f.as_fd(), 0, true).unwrap()
+            });
+            let late = late.count();
+            done.store(true, std::sync::atomic::Ordering::SeqCst);
+            assert_eq!(late, 0, "locks of closed files were still held");
+        });
     }
 }

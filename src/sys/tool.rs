@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -383,7 +384,17 @@ fn spawn(path: &Path, args: &[&OsStr], opts: &Run<'_>, stdin: Stdio) -> io::Resu
     };
     // SAFETY: between fork and exec `prepare` makes system calls only: no allocation, no lock, no panic.
     unsafe { cmd.pre_exec(prepare) };
+    let _forking = FORK.read().unwrap_or_else(PoisonError::into_inner);
+    // Comes back when the child is another program.
     cmd.spawn()
+}
+
+/// Held shared while a child has our descriptors and is not yet its program.
+static FORK: RwLock<()> = RwLock::new(());
+
+/// As long as the answer lives, no child has descriptors that were not meant for it.
+pub(super) fn no_fork() -> impl Drop {
+    FORK.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn limit(what: Resource, to: Option<u64>) -> rustix::io::Result<()> {
