@@ -126,7 +126,7 @@ fn every_verb_refuses_every_bent_message() {
                 let (done, kib) = peak(bed.verb("fs", verb).arg("7").stdin(stdin).start());
                 let what = format!("{verb}, {what}, {}", if plain { "plain" } else { "base64" });
                 refused(&bed, &done, &[2], &what);
-                let cheap = done.took < Duration::from_secs(4) && kib < 128 << 10;
+                let cheap = done.took < Duration::from_secs(20) && kib < 128 << 10;
                 assert!(cheap, "{what}: {:?}, {kib} KiB", done.took);
             }
         }
@@ -371,7 +371,7 @@ fn a_message_of_ten_megabytes_is_cheap() {
         let (done, kib) = peak(bed.verb("fs", "monitor").arg("100").stdin(stdin).start());
         done.ok();
         println!("10 MB {form}: {:?}, {kib} KiB at most", done.took);
-        let limit = Duration::from_millis(if cfg!(debug_assertions) { 3000 } else { 300 });
+        let limit = Duration::from_millis(if cfg!(debug_assertions) { 10_000 } else { 1000 });
         assert!(done.took < limit, "{form}: {:?}", done.took);
         assert!(kib < 64 << 10, "{form}: {kib} KiB held");
     }

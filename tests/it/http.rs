@@ -208,7 +208,7 @@ fn servers_that_fall_silent() {
             let done = bed.ds(verb, 7, &from(&bed, &server).xml()).run();
             let line = refused(&bed, &done, &[7], &format!("{verb}: silent {what}"));
             assert!(line.contains("1 s"), "{line}");
-            assert!(done.took < Duration::from_secs(5), "{what}: {:?}", done.took);
+            assert!(done.took < Duration::from_secs(20), "{what}: {:?}", done.took);
         }
     }
 }
@@ -246,7 +246,7 @@ fn drips_are_waited_for_and_can_be_ended() {
     let done = bed.ds("cp", 7, &from(&bed, &server).xml()).run();
     println!("{:?}: {}", done.code, done.err());
     refused(&bed, &done, &[7, 130], "the deadline of the verb");
-    assert!(done.took < Duration::from_secs(4), "{:?}", done.took);
+    assert!(done.took < Duration::from_secs(20), "{:?}", done.took);
 
     let bed = ready();
     let server = endless();
@@ -255,7 +255,7 @@ fn drips_are_waited_for_and_can_be_ended() {
     running.signal(Signal::TERM);
     let done = running.wait();
     refused(&bed, &done, &[130], "SIGTERM");
-    assert!(done.took < Duration::from_secs(3), "{:?}", done.took);
+    assert!(done.took < Duration::from_secs(20), "{:?}", done.took);
 }
 
 #[test]
@@ -388,7 +388,7 @@ fn a_bomb_ends_at_the_largest_size() {
         assert!(line.contains("48.0 MiB"), "{line}");
         println!("bomb of {byte}: {:?}, {kib} KiB, {} KiB sent", done.took, server.sent() >> 10);
         assert!(kib < 96 << 10, "{kib} KiB held");
-        assert!(done.took < Duration::from_secs(10), "{:?}", done.took);
+        assert!(done.took < Duration::from_secs(30), "{:?}", done.took);
     }
 }
 
@@ -403,7 +403,7 @@ fn a_bomb_ends_at_the_end_of_the_disk() {
         let line = done.failure(None).unwrap();
         assert!(line.to_lowercase().contains("no space"), "{line}");
         nothing_left(&bed, "a full disk");
-        assert!(kib < 96 << 10 && done.took < Duration::from_secs(10), "{kib} KiB held, {:?}", done.took);
+        assert!(kib < 96 << 10 && done.took < Duration::from_secs(30), "{kib} KiB held, {:?}", done.took);
     }
 }
 
@@ -436,7 +436,7 @@ fn bombs_of_every_kind() {
             } else {
                 refused(&bed, &done, &[10], kind);
             }
-            let quick = done.took < Duration::from_secs(8);
+            let quick = done.took < Duration::from_secs(30);
             assert!(kib < 160 << 10 && quick, "{verb} of {kind}: {kib} KiB, {:?}", done.took);
         }
     }
@@ -495,7 +495,7 @@ fn the_bandwidth_is_limited() {
         let took = began.elapsed();
         println!("2 MiB at {limit}: {took:?}");
         assert!(
-            took > Duration::from_millis(least) && took < Duration::from_millis(least * 3),
+            took > Duration::from_millis(least) && took < Duration::from_millis(least * 10),
             "{limit}: {took:?}"
         );
     }

@@ -393,7 +393,7 @@ fn archives_have_limits() {
         let (done, kib) = peak(bed.ds("cp", 7, &at(&bed, &path).xml()).start());
         let line = refused(&bed, &done, &[5, 8, 10], kind);
         println!("{kind}: {line}");
-        assert!(kib < 96 << 10 && done.took < Duration::from_secs(5), "{kind}: {kib} KiB, {:?}", done.took);
+        assert!(kib < 96 << 10 && done.took < Duration::from_secs(20), "{kind}: {kib} KiB, {:?}", done.took);
     }
     // Names that go on for ever are no reason to hold them.
     let mut h = tar::Header::new_gnu();

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const JOB: &str = "0193e3a5-0000-7000-8000-000000000001";
 const VICTIM: u32 = 20;
 /// Whoever takes longer hangs.
-const PATIENCE: [&str; 5] = ["timeout", "--foreground", "-s", "KILL", "5"];
+const PATIENCE: [&str; 5] = ["timeout", "--foreground", "-s", "KILL", "20"];
 
 /// A datastore with a domain, a victim and something precious outside.
 struct Yard {

@@ -127,7 +127,7 @@ fn what_is_no_image_is_refused_at_once() {
                 continue; // the size of a directory is an answer
             }
             refused(&bed, &done, statuses, &format!("{verb} of {what}"));
-            assert!(done.took.as_secs() < 5, "{what}: {:?}", done.took);
+            assert!(done.took.as_secs() < 20, "{what}: {:?}", done.took);
         }
     }
 }
@@ -392,7 +392,7 @@ fn clone_takes_images_and_nothing_else() {
         for driver in ["", "qcow2"] {
             let done = bed
                 .ds("clone", 7, &doc.clone().store_template("DRIVER", driver).xml())
-                .under(&["timeout", "--foreground", "5"])
+                .under(&["timeout", "--foreground", "20"])
                 .run();
             if status == 0 {
                 done.answer().unwrap_or_else(|e| panic!("{what}: {e}"));
