@@ -120,8 +120,8 @@ fn every_verb_refuses_every_bent_message() {
             if xml.len() > 1 << 20 && verb != "cp" {
                 continue;
             }
-            for plain in [false, true] {
-                // Monitor has no image, and what is no base64 is no message in either form.
+            // One reader reads both forms for all of them.
+            for plain in [false, true].into_iter().take(if verb == "cp" { 2 } else { 1 }) {
                 let stdin = if plain { xml.clone() } else { base64(&xml) };
                 let (done, kib) = peak(bed.verb("fs", verb).arg("7").stdin(stdin).start());
                 let what = format!("{verb}, {what}, {}", if plain { "plain" } else { "base64" });
