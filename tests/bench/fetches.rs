@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 const SIZE: u64 = 192 << 20;
-const ROUNDS: u32 = 5;
+const ROUNDS: u32 = 3;
 /// Of the larger of the slowest stage alone and all processor time over the processors.
 const AIM: f64 = 1.15;
 
