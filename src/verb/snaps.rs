@@ -3,7 +3,7 @@
 
 use super::fill::{self, Own, disk_size};
 use super::{Ctx, refuse};
-use crate::data::Sparse;
+use crate::data::{self, Sparse};
 use crate::engine::{Access, EngineError, Kind, Name, Object, Place};
 use crate::image::{self, Backing, Format, Link, Rebase};
 use crate::sdm::record::Step;
@@ -308,6 +308,45 @@ impl Snaps<'_> {
         let link = work.link(&self.called.with_extension("").to_string_lossy())?;
         work.flush(&link)?;
         Ok(vec![work.step_to(&slab, base)?, work.step_to(&link, &heir.name)?])
+    }
+
+    /// Copies a file, links followed, into a staged directory; durable on return.
+    pub fn copy_into(&self, name: &Name, dir: &Path, as_: &str) -> Result<()> {
+        let kind = self.look(name)?.map(|o| o.kind).context("it is gone")?;
+        self.not_foreign(name, &kind)?;
+        let source = fill::open(&self.path(name)?)?;
+        let copy = fs::Dir::open(dir)?.create(as_.as_ref(), 0o666, false)?;
+        let copied = data::copy(&source, &copy, Sparse::Keep, &self.job.watch())
+            .with_context(|| format!("copying {name}"))?;
+        self.job.method(copied.method.as_str());
+        Ok(fs::sync_file(&copy, &dir.join(as_))?)
+    }
+
+    /// Copies all layers and `.current` files into a staged directory that layers will call `called` and
+    /// that will be at `at`.
+    pub fn copy_layers(&self, work: &Work<'_>, dir: &Path, called: &Path, at: &Path) -> Result<()> {
+        let layers = self.layers()?;
+        for layer in &layers {
+            let (n, path) = (layer.n.to_string(), dir.join(layer.n.to_string()));
+            self.copy_into(&layer.name, dir, &n)?;
+            let Some(under) = layers.iter().find(|o| Some(o.at) == layer.on) else { continue };
+            let (_, rest) = self.top(&layer.name)?;
+            let format = rest.first().map_or(Format::Qcow2, |l| l.probe.format);
+            let file = File::options().read(true).write(true).open(&path);
+            let file = file.with_context(|| format!("opening {}", path.display()))?;
+            let backing = called.join(under.n.to_string());
+            let backing = Some((backing.as_os_str(), format));
+            let keep = work.keep_held();
+            self.ctx.qemu(self.job, &keep).rebase(&path, Format::Qcow2, backing, Rebase::HeaderOnly)?;
+            fs::sync_file(&file, &path)?;
+        }
+        let dir = fs::Dir::open(dir)?;
+        for (n, file) in self.markers()? {
+            let text = at.join(file.last()).into_os_string();
+            let (name, tmp) = (format!("{n}.current"), "tmp");
+            dir.put(name.as_ref(), tmp.as_ref(), text.as_encoded_bytes(), 0o644, true)?;
+        }
+        Ok(())
     }
 
     /// The layer at the bottom of the active one's chain.

@@ -118,7 +118,7 @@ pub(super) fn new_layout(work: &mut Work<'_>, name: &str) -> Result<Slab> {
 }
 
 /// A file of an image's datastore, opened.
-fn open(image: &At, name: &Name) -> Result<File> {
+pub(super) fn open(image: &At, name: &Name) -> Result<File> {
     match image.look(name)?.map(|o| o.kind) {
         Some(Kind::File) => fill::open(&image.path(name)?),
         None => Err(refuse(Class::NotFound, format!("image {} does not exist", image.spot.text()))),

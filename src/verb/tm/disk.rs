@@ -76,6 +76,23 @@ impl Disk {
         Err(refuse(Class::Busy, format!("{} is being changed by others; try again", op.path)))
     }
 
+    /// A disk in the VM's directory, leased to read. Its image is leased by the caller.
+    pub fn private(tm: &Tm<'_>, op: &op::Disk) -> Result<Disk> {
+        let at = tm.open(Spot::disk(tm.ctx, &op.path)?)?;
+        let leases = tm.lease(&at, Mode::Shared)?;
+        match lead(tm, &at)? {
+            Lead::Own(file) => {
+                let disk = Disk { at, image: None, file, format: op.format, under: None, leases };
+                disk.sound()?;
+                Ok(disk)
+            }
+            Lead::Image(image, _) => {
+                let text = format!("{} is {} itself and no copy of it", op.path, image.text());
+                Err(refuse(Class::Integrity, text))
+            }
+        }
+    }
+
     fn sound(&self) -> Result<()> {
         let Some(o) = self.home().look(&self.file)? else {
             let text = format!("{} leads to {}, which does not exist", self.at.spot.text(), self.file);

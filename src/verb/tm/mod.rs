@@ -15,6 +15,7 @@ mod mv;
 mod mvds;
 pub mod op;
 mod place;
+mod private;
 mod resize;
 mod snap;
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What the front-end asks the host that has the storage to do: plain data, paths and numbers, nothing of
 //! OpenNebula's documents. Paths are absolute and as this host sees them.
 
-use super::{Tm, clone, cpds, delete, ln, make, monitor, mv, mvds, resize, snap};
+use super::{Tm, clone, cpds, delete, ln, make, monitor, mv, mvds, private, resize, snap};
 use crate::sdm::Job;
 use crate::verb::Ctx;
 use anyhow::{Context as _, Result};
@@ -15,6 +15,8 @@ pub enum Op {
     Clone(Clone),
     /// A disk that is the image. *State*.
     Link(Link),
+    /// A disk that is a copy of an image and of its snapshots, to be stored back later. *Again*.
+    Pull(Pull),
     /// An empty disk. *Again*.
     MakeImage(MakeImage),
     /// An empty disk with a swap signature. *Again*.
@@ -25,6 +27,8 @@ pub enum Op {
     Cpds(Cpds),
     /// Whether a persistent disk is where `DATASTORE` expects it. *State*.
     Mvds(Mvds),
+    /// A disk that was pulled becomes the image again, with its snapshots. *Again*.
+    Store(Store),
     /// A VM's directory moves to another system datastore of this host. *State*.
     Mv(Mv),
     /// *Again*.
@@ -94,6 +98,23 @@ pub struct Link {
     pub image: String,
     pub disk: String,
     pub format: DiskFormat,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pull {
+    pub image: String,
+    pub disk: String,
+    pub format: DiskFormat,
+    #[serde(default)]
+    pub marker: Marker,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Store {
+    pub disk: Disk,
+    pub target: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -186,6 +207,8 @@ impl Op {
         match self {
             Op::Clone(o) => &o.disk,
             Op::Link(o) => &o.disk,
+            Op::Pull(o) => &o.disk,
+            Op::Store(o) => &o.disk.path,
             Op::MakeImage(o) => &o.disk,
             Op::MakeSwap(o) => &o.disk,
             Op::Delete(o) => &o.path,
@@ -202,6 +225,8 @@ impl Op {
         match self {
             Op::Clone(o) => format!("cloning {} to {}", o.image, o.disk),
             Op::Link(o) => format!("linking {} to {}", o.disk, o.image),
+            Op::Pull(o) => format!("copying {} to {}", o.image, o.disk),
+            Op::Store(o) => format!("storing {} in {}", o.disk.path, o.target),
             Op::MakeImage(_) | Op::MakeSwap(_) => format!("making {}", self.object()),
             Op::Delete(o) => format!("deleting {}", o.path),
             Op::Cpds(o) => format!("saving {} as {}", o.disk.path, o.target),
@@ -224,6 +249,8 @@ pub fn perform(op: &Op, ctx: &Ctx<'_>, job: &Job) -> Result<Answer> {
     let done = match op {
         Op::Clone(o) => clone::run(&tm, o),
         Op::Link(o) => ln::run(&tm, o),
+        Op::Pull(o) => private::pull(&tm, o),
+        Op::Store(o) => private::store(&tm, o),
         Op::MakeImage(o) => make::image(&tm, o),
         Op::MakeSwap(o) => make::swap(&tm, o),
         Op::Delete(o) => delete::run(&tm, o),

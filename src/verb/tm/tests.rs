@@ -2,6 +2,7 @@
 //! 101 and 102, VM 7. Layouts are compared with contract 3.0.4 to the letter, contents by reading.
 
 mod bed;
+mod disks;
 mod layout;
 mod mover;
 mod snaps;

@@ -292,6 +292,17 @@ impl Bed {
         std::os::unix::fs::symlink(to, self.at(rel)).unwrap();
     }
 
+    /// Ends what `hold` began. A child of another test may have the descriptor for a moment more.
+    pub fn let_go(&self, held: std::fs::File, rel: &str) {
+        drop(held);
+        let file = std::fs::File::open(self.at(rel)).unwrap();
+        let end = std::time::Instant::now() + Duration::from_secs(60);
+        while crate::sys::qemu_holds(&file).unwrap() {
+            assert!(std::time::Instant::now() < end, "{rel} stays held");
+            std::thread::yield_now();
+        }
+    }
+
     /// Holds a file as a running qemu does.
     pub fn hold(&self, rel: &str) -> std::fs::File {
         use std::os::fd::AsFd as _;

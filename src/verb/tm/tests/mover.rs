@@ -81,7 +81,7 @@ fn a_vm_that_runs_or_changes_is_not_moved() {
     let bed = with_vm();
     let held = bed.hold("101/7/disk.2");
     bed.refused(&mv(&bed, "101/7", "102/7"), Class::InUse);
-    drop(held);
+    bed.let_go(held, "101/7/disk.2");
     let before = vm(&bed, "101");
     let open = |_: &Path, ds: i64| Ok(bed.domain(ds));
     let ready = || {

@@ -86,6 +86,18 @@ fn clone_qcow2(b: &Bed) -> Op {
     Op::Clone(clone(b, "100/img", "101/7/disk.0", DiskFormat::Qcow2))
 }
 
+fn pull(b: &Bed) -> Op {
+    let (image, disk) = (b.text("100/img"), b.text("101/7/disk.0"));
+    Op::Pull(op::Pull { image, disk, format: DiskFormat::Qcow2, marker: Marker::Write("ssh".into()) })
+}
+
+fn pulled(b: &Bed) {
+    qcow2_image(b);
+    b.ok(&pull(b));
+    b.ok(&Op::SnapCreate(on_chain(b, 0)));
+    b.write("101/7/disk.0", 2, 'x');
+}
+
 fn save(b: &Bed, format: DiskFormat) -> Op {
     let disk = disk(b, "101/7/disk.0", Some("100/img"), format);
     Op::Cpds(op::Cpds { disk, snapshot: None, target: b.text("100/saved"), live: false })
@@ -131,6 +143,12 @@ fn scenes() -> Vec<Scene> {
         Scene { rest: layout, ..scene("ln qcow2", false, qcow2_image, link_qcow2) },
         scene("ln qcow2 over a chain", false, own_chain, |b| {
             link(b, "100/img", "101/7/disk.0", DiskFormat::Raw)
+        }),
+        scene("ln.ssh", false, |b| chain(b, true), pull),
+        scene("ln.ssh over a chain", false, own_chain, pull),
+        scene("mvds.ssh", false, pulled, |b| {
+            let disk = disk(b, "101/7/disk.0", Some("100/img"), DiskFormat::Qcow2);
+            Op::Store(op::Store { disk, target: b.text("100/img") })
         }),
         scene("delete chain", false, own_chain, |b| delete(b, "101/7/disk.0")),
         scene("cpds qcow2", false, own_chain, |b| save(b, DiskFormat::Qcow2)),
