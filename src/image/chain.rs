@@ -106,6 +106,21 @@ fn follow(link: &Link, backing: &Backing) -> Result<(PathBuf, File), ImageError>
     }
 }
 
+/// Where the file is that the image at `path` builds on, found as `chain` finds it. Nothing is opened.
+pub fn below(path: &Path, backing: &Backing) -> Result<PathBuf, ImageError> {
+    let name = local(&backing.name)?;
+    let beside = |at: &Path| at.parent().unwrap_or(Path::new("")).join(name);
+    let first = beside(path);
+    match std::fs::metadata(&first) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let real = path.canonicalize().map(|real| beside(&real)).ok().filter(|p| p.exists());
+            real.ok_or(ImageError::Io { what: "opening it", source: e }.at(&first))
+        }
+        Err(source) => Err(ImageError::Io { what: "looking at it", source }.at(&first)),
+        Ok(_) => Ok(first),
+    }
+}
+
 /// The path a recorded name means, if it means one: `nbd:…`, `json:…` and the like do not.
 fn local(name: &OsStr) -> Result<&Path, ImageError> {
     let bytes = name.as_bytes();
@@ -171,6 +186,11 @@ mod tests {
         overlay(&at("vm/disk.1.snap/1"), Some(("0", Format::Qcow2)));
         overlay(&at("vm/disk.1.snap/2"), Some(("1", Format::Qcow2)));
         symlink("disk.1.snap/2", at("vm/disk.1")).unwrap();
+        for layer in ["ds/img.snap/2", "vm/disk.0.snap/1", "vm/disk.0", "vm/disk.1", "ds/img"] {
+            let chain = chain(&at(layer)).unwrap();
+            let found = below(&at(layer), chain[0].probe.backing.as_ref().unwrap()).unwrap();
+            assert_eq!(found.metadata().unwrap().ino(), chain[1].ino, "{layer}");
+        }
         for (top, expected) in [
             ("ds/base", vec!["base"]),
             ("vm/disk.2", vec!["2", "1", "img", "base"]),

@@ -16,7 +16,7 @@ mod vmdk;
 mod whole;
 
 pub use admit::{Admit, admit};
-pub use chain::{Link, chain, chain_as, held, root_of_chain};
+pub use chain::{Link, below, chain, chain_as, held, root_of_chain};
 pub use check::{Finding, Severity, check};
 pub use error::ImageError;
 pub use probe::{Backing, Format, Probe, probe, probe_as, probe_bytes};

@@ -3,12 +3,11 @@
 
 use super::{Ctx, Ds};
 use crate::data;
-use crate::image::Format;
+use crate::image::{Format, probe};
 use crate::lock::Mode;
 use crate::one::DsRequest;
 use crate::sdm::{Job, settle};
 use crate::sys::Class;
-use crate::verb::fill::header;
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
 use std::fs::File;
@@ -27,7 +26,7 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     let format = if ds.raw_on_record() {
         Format::Raw
     } else {
-        let found = header(&path)?;
+        let found = probe(&file).with_context(|| format!("looking at image {name}"))?;
         ds.known_chain(&path, &found)?;
         found.format
     };

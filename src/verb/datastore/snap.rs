@@ -4,7 +4,7 @@
 
 use super::{Ctx, Ds};
 use crate::data::Sparse;
-use crate::engine::{Kind, Name, Place};
+use crate::engine::{Name, Place};
 use crate::image::Format;
 use crate::lock::{Mode, SlabLease};
 use crate::one::DsRequest;
@@ -14,7 +14,7 @@ use crate::sdm::{Job, Work, remove, settle};
 use crate::sys::Class;
 use crate::verb::fill::{self, Own, disk_size, header, open};
 use crate::verb::refuse;
-use crate::verb::snaps::Snaps;
+use crate::verb::snaps::{Found, Layer, Snaps};
 use anyhow::{Context as _, Result};
 
 /// The image and the snapshot a request is about, leased for changing.
@@ -29,12 +29,12 @@ struct Snap<'a> {
     _lease: Vec<SlabLease>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Layout {
     /// Each snapshot is a whole copy.
     Copies,
     /// Each file builds on the one before; the disk's own writes go to this one.
-    Chain { active: Name },
+    Chain { active: Name, layers: Vec<Layer> },
 }
 
 pub fn delete(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
@@ -45,7 +45,7 @@ pub fn delete(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
             let names = [file.clone(), s.snaps().marker(s.id)?, s.image.with_suffix(".md5sum")?];
             remove::remove(&s.ds.domain, job, &names, &s.request())?;
         }
-        Layout::Chain { active } if active == file => {
+        Layout::Chain { active, .. } if active == file => {
             let text =
                 format!("snapshot {} of {} is the disk's current state; it cannot be deleted", s.id, s.image);
             return Err(refuse(Class::Refused, text));
@@ -71,7 +71,7 @@ pub fn revert(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
             let Place::Public(to) = s.ds.resolve(&s.image)?.place else { return Err(s.no_image()) };
             (s.copy(&mut work, file)?, to)
         }
-        Layout::Chain { active } => (s.snaps().overlay(&mut work, file)?, active.clone()),
+        Layout::Chain { active, layers } => (s.snaps().overlay(&mut work, layers, file)?, active.clone()),
     };
     work.flush(&slab)?;
     let step = work.step_to(&slab, &to)?;
@@ -101,7 +101,6 @@ pub fn flatten(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
         Layout::Chain { .. } => {
             let path = s.ds.path(file)?;
             let found = header(&path)?;
-            s.ds.known_chain(&path, &found)?;
             s.ds.convert(&mut work, &path, found.format, Format::Qcow2, disk_size(&found))?
         }
     };
@@ -154,16 +153,13 @@ impl<'a> Snap<'a> {
             return Ok(Layout::Copies);
         }
         let snaps = self.snaps();
-        let mut chained = false;
-        for (_, name, kind) in &snaps.objects()? {
-            chained |= match kind {
-                Kind::Link(_) => true,
-                Kind::File => header(&self.ds.path(name)?).is_ok_and(|p| p.backing.is_some()),
-                _ => false,
-            };
+        let found = snaps.scan()?;
+        if !found.iter().any(Found::is_chained) {
+            return Ok(Layout::Copies);
         }
-        Ok(match snaps.active(&if chained { snaps.layers()? } else { Vec::new() })? {
-            Some(active) => Layout::Chain { active },
+        let layers = snaps.judge(found)?;
+        Ok(match snaps.active(&layers)? {
+            Some(active) => Layout::Chain { active, layers },
             None => Layout::Copies,
         })
     }

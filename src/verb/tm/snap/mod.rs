@@ -30,7 +30,7 @@ pub(super) fn revert(tm: &Tm<'_>, op: &Snap) -> Result<()> {
     let mut work = tm.begin(home)?;
     let (slab, to) = if disk.format == DiskFormat::Qcow2 {
         not_the_disk(&disk, &file, op.snapshot)?;
-        (snaps.overlay(&mut work, &file)?, real(&disk)?)
+        (snaps.overlay(&mut work, &snaps.layers()?, &file)?, real(&disk)?)
     } else {
         (fill::copy(tm.job, &mut work, &fill::open(&snaps.path(&file)?)?, Sparse::Keep)?, disk.file.clone())
     };

@@ -1,223 +1,30 @@
-//! The snapshots of one image or disk: which file holds which one's content, new layers, and taking a
-//! layer out of a chain. Everything is told from the files themselves, not from what a name suggests.
+//! Changing layers: new ones, one in the place of two, one taken out, all of them copied.
 
-use super::fill::{self, Own, disk_size};
-use super::{Ctx, refuse};
+use super::{Layer, Snaps, children};
 use crate::data::{self, Sparse};
-use crate::engine::{Access, EngineError, Kind, Name, Object, Place};
-use crate::image::{self, Backing, Format, Link, Rebase};
+use crate::engine::{EngineError, Name};
+use crate::image::{Backing, Format, Rebase};
 use crate::sdm::record::Step;
 use crate::sdm::work::Slab;
-use crate::sdm::{Domain, Job, SdmError, Work, remove, settle};
-use crate::sys::{Bytes, Class, fs};
+use crate::sdm::{SdmError, Work, remove, settle};
+use crate::sys::{Bytes, fs};
+use crate::verb::fill::{self, disk_size};
 use anyhow::{Context as _, Result};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::path::{Path, PathBuf};
-
-/// Snapshots, leased by the caller.
-pub(super) struct Snaps<'a> {
-    pub ctx: &'a Ctx<'a>,
-    pub job: &'a Job,
-    pub domain: &'a Domain,
-    /// `<base>.snap`.
-    pub dir: Name,
-    /// What a layer calls this directory when it names another layer.
-    pub called: PathBuf,
-    /// The images and disks whose files may be read.
-    pub own: Vec<Own>,
-}
-
-/// A numbered file, with the file it builds on.
-#[derive(Debug)]
-pub(super) struct Layer {
-    pub n: i64,
-    pub name: Name,
-    /// A link to the image below all layers.
-    pub is_link: bool,
-    /// Device and inode of the file itself.
-    at: (u64, u64),
-    on: Option<(u64, u64)>,
-}
-
-fn inode(link: &Link) -> (u64, u64) {
-    (link.dev, link.ino)
-}
-
-/// The layers directly on top of a file.
-pub(super) fn children<'l>(layers: &'l [Layer], of: &Name) -> Vec<&'l Layer> {
-    let at = layers.iter().find(|l| l.name == *of).map(|l| l.at);
-    layers.iter().filter(|l| at.is_some() && l.on == at).collect()
-}
+use std::path::Path;
 
 impl Snaps<'_> {
-    pub fn look(&self, name: &Name) -> Result<Option<Object>> {
-        Ok(self.domain.engine.look(&Place::Public(name.clone()))?)
-    }
-
-    pub fn path(&self, name: &Name) -> Result<PathBuf> {
-        Ok(self.domain.engine.attach(&Place::Public(name.clone()), Access::Read)?.path)
-    }
-
-    pub fn numbered(&self, n: i64) -> Result<Name> {
-        Ok(self.dir.child(&n.to_string())?)
-    }
-
-    /// Says since a live delete that a snapshot's content is in another file.
-    pub fn marker(&self, n: i64) -> Result<Name> {
-        Ok(self.dir.child(&format!("{n}.current"))?)
-    }
-
-    /// The numbered objects, in order of their numbers.
-    pub fn objects(&self) -> Result<Vec<(i64, Name, Kind)>> {
-        let mut out = Vec::new();
-        for o in self.domain.engine.list(Some(&self.dir))? {
-            if let Place::Public(name) = o.place
-                && let Ok(n) = name.last().parse()
-            {
-                out.push((n, name, o.kind));
-            }
-        }
-        out.sort_by_key(|(n, ..)| *n);
-        Ok(out)
-    }
-
-    /// Every `.current`: the snapshot, and the file that has its content.
-    fn markers(&self) -> Result<Vec<(i64, Name)>> {
-        let mut out = Vec::new();
-        for o in self.domain.engine.list(Some(&self.dir))? {
-            if let Place::Public(name) = o.place
-                && let Some(Ok(n)) = name.last().strip_suffix(".current").map(str::parse)
-                && o.kind == Kind::File
-                && o.size.0 < 4096
-            {
-                let path = self.path(&name)?;
-                let text = std::fs::read_to_string(&path);
-                let text = text.with_context(|| format!("reading {}", path.display()))?;
-                out.push((n, self.beside(&name, Path::new(text.trim()))?));
-            }
-        }
-        Ok(out)
-    }
-
-    /// The file of this directory that a `.current` names. It records an absolute path, which was right
-    /// where the directory was when it was written.
-    fn beside(&self, marker: &Name, to: &Path) -> Result<Name> {
-        let dir = to.parent().and_then(Path::file_name);
-        match to.file_name().and_then(|n| n.to_str()) {
-            Some(file) if dir.is_none_or(|d| d == self.dir.last()) => Ok(self.dir.child(file)?),
-            _ => {
-                let text = format!("{marker} points to {}, outside {}", to.display(), self.dir);
-                Err(refuse(Class::Refused, text))
-            }
-        }
-    }
-
-    /// The file with a snapshot's content; `None` when there is no such snapshot. The file of a number
-    /// that another snapshot's `.current` names is that one's.
-    pub fn file_of(&self, n: i64) -> Result<Option<Name>> {
-        let (mut name, markers) = (self.numbered(n)?, self.markers()?);
-        if let Some((_, file)) = markers.iter().find(|(m, _)| *m == n) {
-            name.clone_from(file);
-        } else if markers.iter().any(|(_, file)| *file == name) {
-            return Ok(None);
-        }
-        let Some(o) = self.look(&name)? else { return Ok(None) };
-        self.not_foreign(&name, &o.kind)?;
-        Ok(Some(name))
-    }
-
-    /// Refuses a link to what is neither the image nor beside it: nobody knows whose that is.
-    fn not_foreign(&self, name: &Name, kind: &Kind) -> Result<()> {
-        if !matches!(kind, Kind::Link(_)) {
-            return Ok(());
-        }
-        let path = self.path(name)?;
-        match path.canonicalize() {
-            Ok(real) if self.own.iter().any(|o| o.has(&real)) => Ok(()),
-            real => {
-                let to = real.unwrap_or(path).display().to_string();
-                Err(refuse(Class::Refused, format!("{name} leads to {to}; nothing was changed")))
-            }
-        }
-    }
-
-    /// The same, and an error when there is none.
-    pub fn there(&self, n: i64) -> Result<Name> {
-        self.file_of(n)?.ok_or_else(|| {
-            let text = format!("{} has no snapshot {n}; nothing was changed", self.dir);
-            refuse(Class::NotFound, text)
-        })
-    }
-
-    /// The chain of a layer, as far as it may be read.
-    fn chain(&self, name: &Name, is_link: bool) -> Result<Vec<Link>> {
-        let path = self.path(name)?;
-        let found = if is_link {
-            image::probe(&fill::open(&path)?)?
-        } else {
-            image::probe_as(&fill::open(&path)?, Format::Qcow2)?
-        };
-        fill::known_chain(self.ctx, &self.own, &path, &found)
-            .with_context(|| format!("looking at {name}"))?;
-        Ok(image::chain_as(&path, found.format)?)
-    }
-
-    /// Refuses a file that reads others than those of `own`.
-    pub fn readable(&self, name: &Name, format: Format) -> Result<()> {
-        let path = self.path(name)?;
-        let found = image::probe_as(&fill::open(&path)?, format)?;
-        fill::known_chain(self.ctx, &self.own, &path, &found)
-    }
-
-    fn top(&self, name: &Name) -> Result<(Link, Vec<Link>)> {
-        let kind = self.look(name)?.map(|o| o.kind).context("a layer is gone")?;
-        self.not_foreign(name, &kind)?;
-        let is_link = matches!(kind, Kind::Link(_));
-        let mut chain = self.chain(name, is_link)?.into_iter();
-        let first = chain.next().context("a chain has no first file")?;
-        Ok((first, chain.collect()))
-    }
-
-    /// All layers with what each builds on. A file that cannot be read is an error: what is on top
-    /// cannot be told without it.
-    pub fn layers(&self) -> Result<Vec<Layer>> {
-        let mut out = Vec::new();
-        for (n, name, kind) in self.objects()? {
-            self.not_foreign(&name, &kind)?;
-            let is_link = matches!(kind, Kind::Link(_));
-            let chain = self.chain(&name, is_link)?;
-            let at = chain.first().map(inode).context("a chain has no first file")?;
-            out.push(Layer { n, name, is_link, at, on: chain.get(1).map(inode) });
-        }
-        Ok(out)
-    }
-
-    /// The layer that a guest writes to: one that no other builds on and that is no snapshot's content,
-    /// the youngest of several (reverting leaves other ends behind).
-    pub fn active(&self, layers: &[Layer]) -> Result<Option<Name>> {
-        let frozen: Vec<Name> = self.markers()?.into_iter().map(|(_, file)| file).collect();
-        let ends =
-            layers.iter().filter(|l| !layers.iter().any(|o| o.on == Some(l.at)) && !frozen.contains(&l.name));
-        match ends.max_by_key(|l| l.n) {
-            None if !layers.is_empty() => {
-                let text =
-                    format!("no layer in {} is the one that is written to; nothing was changed", self.dir);
-                Err(refuse(Class::Integrity, text))
-            }
-            end => Ok(end.map(|l| l.name.clone())),
-        }
-    }
-
     /// How a layer names another.
     pub fn recorded_as(&self, name: &Name) -> OsString {
         self.called.join(name.last()).into_os_string()
     }
 
-    /// An empty layer over a file, staged.
-    pub fn overlay(&self, work: &mut Work<'_>, over: &Name) -> Result<Slab> {
-        let (under, _) = self.top(over)?;
-        self.layer(work, over, under.probe.format, disk_size(&under.probe))
+    /// An empty layer over one of these, staged.
+    pub fn overlay(&self, work: &mut Work<'_>, layers: &[Layer], over: &Name) -> Result<Slab> {
+        let under = layers.iter().find(|l| l.name == *over);
+        let under = under.with_context(|| format!("{over} is no layer"))?;
+        self.layer(work, over, under.header.format, disk_size(&under.header))
     }
 
     /// The same over a file that will have this format and size.
@@ -353,7 +160,7 @@ impl Snaps<'_> {
     fn root<'l>(&self, layers: &'l [Layer]) -> Result<Option<&'l Layer>> {
         let active = self.active(layers)?;
         let mut at = layers.iter().find(|l| Some(&l.name) == active.as_ref());
-        // Chains have no loops: reading them would have failed.
+        // Without loops, or the layers would have been refused.
         while let Some(below) = at.and_then(|l| layers.iter().find(|o| Some(o.at) == l.on)) {
             at = Some(below);
         }
