@@ -94,7 +94,11 @@ impl World {
             }
             Err(e) => {
                 // A child that got the same signal reports its own death.
-                let e = if self.jobs.cancel.is_requested() { e.context(verb::Stopped) } else { e };
+                let e = match &self.jobs.cancel {
+                    c if c.is_expired() => e.context(verb::Stopped::Late),
+                    c if c.is_requested() => e.context(verb::Stopped::Asked),
+                    _ => e,
+                };
                 job.fail(verb::class_of(&e), &verb::one_line(&e));
                 Err(e)
             }

@@ -1,21 +1,40 @@
 //! A request to stop, and waits that end when it comes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-/// Set by SIGTERM, SIGINT or `onesdm job cancel`; looked at between blocks by everything that moves data.
+/// Set by SIGTERM, SIGINT, `onesdm job cancel` or a deadline; looked at between blocks by everything that
+/// moves data.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<AtomicU8>);
+
+const REQUESTED: u8 = 1;
+const EXPIRED: u8 = 2;
 
 impl Cancel {
     /// Sets the request; it is never taken back.
     pub fn request(&self) {
-        self.0.store(true, Ordering::SeqCst);
+        self.set(REQUESTED);
+    }
+
+    /// As `request`, because time is over.
+    pub fn expire(&self) {
+        self.set(EXPIRED);
+    }
+
+    /// The first reason stays.
+    fn set(&self, why: u8) {
+        let _ = self.0.compare_exchange(0, why, Ordering::SeqCst, Ordering::SeqCst);
     }
 
     pub fn is_requested(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+        self.0.load(Ordering::SeqCst) != 0
+    }
+
+    /// Whether time was over before anybody asked.
+    pub fn is_expired(&self) -> bool {
+        self.0.load(Ordering::SeqCst) == EXPIRED
     }
 
     /// Waits, at most `d`; `false` when it was cut short by a request to stop.

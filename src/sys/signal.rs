@@ -45,7 +45,7 @@ pub fn deadline(limit: Duration, cancel: &Cancel, grace: Duration, status: u8) {
     let _ = std::thread::Builder::new().name("deadline".to_owned()).spawn(move || {
         #[expect(clippy::disallowed_methods, reason = "the deadline itself")]
         std::thread::sleep(limit);
-        cancel.request();
+        cancel.expire();
         #[expect(clippy::disallowed_methods, reason = "the grace a job gets")]
         std::thread::sleep(grace);
         std::process::exit(status.into());

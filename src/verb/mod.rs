@@ -65,10 +65,14 @@ pub fn refuse(class: Class, text: impl Into<String>) -> anyhow::Error {
     Refusal { class, text: text.into() }.into()
 }
 
-/// Around a failure that came of being asked to stop.
+/// Around a failure that came of having to stop.
 #[derive(Debug, thiserror::Error)]
-#[error("stopped on request; nothing was left behind")]
-pub struct Stopped;
+pub enum Stopped {
+    #[error("stopped on request; nothing was left behind")]
+    Asked,
+    #[error("stopped after verb.deadline; nothing was left behind (a larger deadline may help)")]
+    Late,
+}
 
 /// Whether a failure came of a full disk, wherever it was met.
 pub fn is_no_space(e: &anyhow::Error) -> bool {
@@ -84,8 +88,10 @@ pub fn is_no_space(e: &anyhow::Error) -> bool {
 
 /// The class of a failure: that of the innermost error that has one.
 pub fn class_of(e: &anyhow::Error) -> Class {
-    if e.is::<Stopped>() {
-        return Class::Cancelled;
+    match e.downcast_ref() {
+        Some(Stopped::Asked) => return Class::Cancelled,
+        Some(Stopped::Late) => return Class::Timeout,
+        None => {}
     }
     e.chain()
         .find_map(|c| {
