@@ -53,6 +53,10 @@ pub enum DataError {
     BadArchive(String),
     #[error("more than {0} archive entries")]
     TooManyEntries(u64),
+    #[error("damaged transfer between hosts: {0}")]
+    BadStream(String),
+    #[error("the other side of the transfer is gone while {doing}")]
+    Gone { doing: &'static str },
     /// A thread of the pipeline died of a bug.
     #[error("a worker thread died")]
     Died,
@@ -65,13 +69,17 @@ impl DataError {
             DataError::SourceChanged { .. }
             | DataError::DigestMismatch { .. }
             | DataError::Corrupt { .. }
-            | DataError::BadArchive(_) => Class::Integrity,
+            | DataError::BadArchive(_)
+            | DataError::BadStream(_) => Class::Integrity,
             DataError::BadDigest { .. }
             | DataError::BadRate(_)
             | DataError::BadUrl { .. }
             | DataError::BadCertificates(_) => Class::Usage,
             DataError::Status { status: 404 | 410, .. } => Class::NotFound,
-            DataError::Status { .. } | DataError::Unreachable { .. } | DataError::Cut { .. } => Class::Remote,
+            DataError::Status { .. }
+            | DataError::Unreachable { .. }
+            | DataError::Cut { .. }
+            | DataError::Gone { .. } => Class::Remote,
             DataError::Stalled { .. } => Class::Timeout,
             DataError::TooLarge { .. }
             | DataError::BadRedirect { .. }

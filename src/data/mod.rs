@@ -3,6 +3,7 @@
 //! of the data and is the caller's to discard; nothing here is durable before the caller's fsync.
 
 pub mod archive;
+pub mod extent;
 pub mod fetch;
 pub mod measure;
 
