@@ -117,6 +117,7 @@ pub fn tree() -> Command {
         .subcommand(datastore())
         .subcommand(super::agent::command())
         .subcommand(super::agent::probe_command())
+        .subcommand(super::monitord::command())
         .subcommand(super::install::command())
         .subcommand(super::doctor::command())
         .subcommand(super::generate::command())

@@ -10,6 +10,7 @@ mod doctor;
 mod generate;
 mod install;
 mod invocation;
+mod monitord;
 mod render;
 mod world;
 

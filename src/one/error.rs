@@ -56,6 +56,10 @@ pub enum OneError {
     Kind { path: PathBuf, kind: &'static str },
     #[error("opening {path:?}: {source}")]
     Open { path: PathBuf, source: std::io::Error },
+    #[error("{path:?} tells no way to monitord: {why}")]
+    Monitord { path: PathBuf, why: &'static str },
+    #[error("sending to monitord at {to}: {source}")]
+    Datagram { to: std::net::SocketAddr, source: std::io::Error },
     #[error("the address of oned {endpoint:?} {why} (ONE_XMLRPC or ~/.one/one_endpoint)")]
     Endpoint { endpoint: String, why: &'static str },
     #[error("reading the credentials for oned from {path:?}: {source}; ONE_AUTH names the file")]
@@ -111,9 +115,10 @@ impl OneError {
             | Self::Endpoint { .. }
             | Self::BadSession { .. }
             | Self::Authorities { .. }
+            | Self::Monitord { .. }
             | Self::Path { .. } => Class::Usage,
             Self::Scheme { .. } | Self::Verb { .. } => Class::Unsupported,
-            Self::OnedUnreachable { .. } | Self::OnedAnswer { .. } => Class::Remote,
+            Self::OnedUnreachable { .. } | Self::Datagram { .. } | Self::OnedAnswer { .. } => Class::Remote,
             Self::OnedSilent { .. } => Class::Timeout,
             Self::OnedRefused { code, .. } => match code {
                 // Authentication and authorization.

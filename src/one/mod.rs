@@ -7,6 +7,7 @@ mod dirs;
 mod dump;
 mod error;
 mod hostpath;
+mod monitord;
 mod name;
 mod oned;
 mod request;
@@ -20,6 +21,7 @@ pub use dirs::{BlockDevices, DirPolicy, open_checked};
 pub use dump::{DsCall, DsDump, MAX_DUMP};
 pub use error::OneError;
 pub use hostpath::{HostName, HostPath, Leaf, VmDir, VmPath};
+pub use monitord::{Monitord, PAYLOAD};
 pub use name::{ImageName, image_name, source_name};
 pub use oned::{Cloud, Files, HostDoc, Oned, WithVm, cloud};
 pub use request::{

@@ -84,6 +84,7 @@ pub fn run(env: &Env, argv: Vec<OsString>) -> Result<u8> {
         Some(("config", m)) => config(&world, m, json),
         Some(("host", m)) => super::agent::probe(&world, m, json),
         Some(("ds", m)) => ds::run(env, &world, m, job.as_deref(), json),
+        Some(("monitord", m)) => super::monitord::run(&world, m),
         Some(("install", m)) => super::install::run(&world, m, json),
         _ => Err(refuse(Class::Usage, "no such command (see `onesdm --help`)")),
     }
