@@ -54,6 +54,7 @@ mod scenes;
 mod secrets;
 mod seeded;
 mod server;
+mod shell;
 mod sources;
 mod standin;
 mod tmcalls;
