@@ -38,7 +38,7 @@ pub fn snapshot(dir: &Path) -> BTreeMap<PathBuf, Fact> {
 
 /// Names that differ, with both facts.
 #[track_caller]
-fn same(found: &BTreeMap<PathBuf, Fact>, wanted: &BTreeMap<PathBuf, Fact>, what: &str) {
+pub fn same(found: &BTreeMap<PathBuf, Fact>, wanted: &BTreeMap<PathBuf, Fact>, what: &str) {
     let all: std::collections::BTreeSet<_> = found.keys().chain(wanted.keys()).collect();
     let differ: Vec<_> = all.into_iter().filter(|p| found.get(*p) != wanted.get(*p)).collect();
     let show: Vec<_> = differ

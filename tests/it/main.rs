@@ -36,6 +36,7 @@ mod hostile;
 mod hosts;
 mod http;
 mod install;
+mod install_libraries;
 mod kill;
 mod layers;
 mod media;

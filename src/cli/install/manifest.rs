@@ -1,6 +1,7 @@
 //! What an install did and found, so that it can be undone and looked after: one file at the top of the
 //! remotes tree, durable before the first change.
 
+use super::helper::{self, Helper};
 use crate::sys::Class;
 use crate::sys::fs::Dir;
 use crate::verb::refuse;
@@ -34,6 +35,9 @@ pub struct Manifest {
     pub programs: Vec<PathBuf>,
     pub dirs: Vec<Folder>,
     pub verbs: Vec<Entry>,
+    /// Shell libraries that were not there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub helpers: Vec<Helper>,
 }
 
 /// A directory whose entries we change.
@@ -70,7 +74,16 @@ pub struct Kept {
 impl Manifest {
     pub fn new(style: Style, since: String) -> Manifest {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Manifest { format: FORMAT, version, since, style, programs: vec![], dirs: vec![], verbs: vec![] }
+        Manifest {
+            format: FORMAT,
+            version,
+            since,
+            style,
+            programs: vec![],
+            dirs: vec![],
+            verbs: vec![],
+            helpers: vec![],
+        }
     }
 
     /// `None` when nothing is installed there. A manifest that cannot be understood is an error: without
@@ -87,7 +100,10 @@ impl Manifest {
         let m: Manifest = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
         match m {
             m if m.format > FORMAT => Err(bad(format!("format {}; this program knows {FORMAT}", m.format))),
-            m if m.verbs.iter().any(|v| !is_verb(&v.path)) || m.dirs.iter().any(|d| !is_below(&d.path)) => {
+            m if m.verbs.iter().any(|v| !is_verb(&v.path))
+                || m.dirs.iter().any(|d| !is_below(&d.path))
+                || m.helpers.iter().any(|h| !helper::is_one(&h.path)) =>
+            {
                 Err(bad("it names a path that no install makes".to_owned()))
             }
             m => Ok(Some(m)),
@@ -165,6 +181,10 @@ mod tests {
             std::fs::write(t.path().join(FILE), text).unwrap();
             assert!(Manifest::read(&root).is_err(), "{text}");
         }
+        let mut m = sample();
+        m.helpers.push(Helper { path: "datastore/fs/cp".into(), sha256: vec![] });
+        m.write(&root).unwrap();
+        assert!(Manifest::read(&root).is_err(), "a library where none is");
         let newer = Manifest { format: 2, ..sample() };
         newer.write(&root).unwrap();
         assert!(Manifest::read(&root).unwrap_err().to_string().contains("format 2"));

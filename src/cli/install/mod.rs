@@ -1,6 +1,7 @@
 //! `onesdm install`: makes the drivers' names below a remotes directory lead to this program, keeps what
 //! it replaces, and gives it back.
 
+mod helper;
 mod manifest;
 mod oned;
 mod slot;
@@ -115,11 +116,11 @@ pub fn run(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     if as_json {
         render::json(&json!({
             "remotes": remotes, "program": program, "style": style, "plan": plan_only, "verbs": plan.steps,
-            "stays": stays, "cost": cost,
+            "helpers": plan.helpers, "stays": stays, "cost": cost,
         }))?;
         return Ok(0);
     }
-    let mut text = shown(&plan.steps);
+    let mut text = shown(&[plan.steps, plan.helpers].concat());
     if !stays.is_empty() {
         text += &format!("not offered by this program, so the stock files stay: {}\n", stays.join(", "));
     }
@@ -217,7 +218,7 @@ fn shown(steps: &[Step]) -> String {
     };
     let rows: Vec<Vec<String>> =
         steps.iter().map(|s| vec![s.path.clone(), word(s.action).to_owned()]).collect();
-    if rows.is_empty() { String::new() } else { render::table(&["VERB", "WHAT"], &rows) }
+    if rows.is_empty() { String::new() } else { render::table(&["NAME", "WHAT"], &rows) }
 }
 
 fn uninstall(w: &World, remotes: &Path, plan_only: bool, leave: bool, as_json: bool) -> Result<u8> {
@@ -232,14 +233,17 @@ fn uninstall(w: &World, remotes: &Path, plan_only: bool, leave: bool, as_json: b
     }
     let tree = if plan_only { Tree::open(remotes)? } else { Tree::open_alone(remotes)? };
     let steps = tree.undo_plan()?;
+    let helpers = tree.undo_helpers()?;
     if !plan_only {
-        tree.undo(&steps)?;
+        tree.undo(&steps, &helpers)?;
     }
     let lost = steps.iter().any(|s| s.action == Action::Lost);
     if as_json {
-        render::json(&json!({ "remotes": remotes, "plan": plan_only, "verbs": steps, "left": busy }))?;
+        render::json(
+            &json!({ "remotes": remotes, "plan": plan_only, "verbs": steps, "helpers": helpers, "left": busy }),
+        )?;
     } else {
-        let mut text = shown(&steps);
+        let mut text = shown(&[steps, helpers].concat());
         if tree.manifest.is_none() {
             text = format!("nothing is installed in {}\n", remotes.display());
         }

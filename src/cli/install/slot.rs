@@ -84,6 +84,20 @@ impl Slot {
         })
     }
 
+    pub fn entry(&self) -> Result<Option<Entry>> {
+        self.at(&self.name)
+    }
+
+    pub fn text(&self) -> Result<Vec<u8>> {
+        self.content(&self.name)
+    }
+
+    /// Gives the name to a file that is to be read, not run.
+    pub fn put_text(&self, text: &[u8]) -> Result<()> {
+        let put = self.dir.put(&self.name, &self.tmp, text, 0o644, true);
+        put.with_context(|| format!("writing {}", self.path))
+    }
+
     /// What was put aside here.
     pub fn kept(&self) -> Result<Option<Kept>> {
         self.at(&self.kept)?.map(|e| self.facts(&self.kept, &e)).transpose()

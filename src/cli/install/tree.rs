@@ -1,6 +1,7 @@
 //! A remotes tree: what an install would change in it, the change, the way back, and how it stands now.
 //! Everything is decided from what lies there, so a run that was killed is made good by the next.
 
+use super::helper;
 use super::manifest::{Entry, Folder, Manifest, Style};
 use super::slot::{Now, Put, Slot};
 use crate::obs;
@@ -40,6 +41,8 @@ pub struct Step {
 /// What an install will do, and the manifest it will write first.
 pub struct Plan {
     pub steps: Vec<Step>,
+    /// The same for shell libraries.
+    pub helpers: Vec<Step>,
     pub manifest: Manifest,
 }
 
@@ -110,15 +113,18 @@ impl Tree {
         new.programs.retain(|p| p != put.program);
         new.programs.push(put.program.to_owned());
         (new.style, new.version) = (put.style, env!("CARGO_PKG_VERSION").to_owned());
+        let (helpers, written) = helper::plan(&self.root, &new.helpers)?;
+        new.helpers = written;
         self.folders(&mut new)?;
-        Ok(Plan { steps, manifest: new })
+        Ok(Plan { steps, helpers, manifest: new })
     }
 
     /// Adds the directories that will change, as they are before.
     fn folders(&self, m: &mut Manifest) -> Result<()> {
         let mut wanted = BTreeSet::from([".".to_owned()]);
-        for e in &m.verbs {
-            let mut at = e.path.as_str();
+        let paths = m.verbs.iter().map(|e| &e.path).chain(m.helpers.iter().map(|h| &h.path));
+        for path in paths {
+            let mut at = path.as_str();
             while let Some((dir, _)) = at.rsplit_once('/') {
                 wanted.insert(dir.to_owned());
                 at = dir;
@@ -149,7 +155,7 @@ impl Tree {
 
     /// Does what the plan says. Killed anywhere it is made good by planning and applying again.
     pub fn apply(&self, plan: &Plan) -> Result<()> {
-        let idle = plan.steps.iter().all(|s| s.action == Action::Nothing);
+        let idle = plan.steps.iter().chain(&plan.helpers).all(|s| s.action == Action::Nothing);
         if idle && self.manifest.as_ref() == Some(&plan.manifest) {
             return Ok(());
         }
@@ -177,7 +183,8 @@ impl Tree {
                 _ => slot.place(put)?,
             }
         }
-        Self::sync(&slots)
+        Self::sync(&slots)?;
+        helper::apply(&self.root, &plan.helpers, &m.helpers)
     }
 
     fn slots<'a>(&self, steps: impl Iterator<Item = &'a Step>) -> Result<Vec<(Action, Slot)>> {
@@ -226,8 +233,13 @@ impl Tree {
         Ok(steps)
     }
 
+    /// The same for shell libraries.
+    pub fn undo_helpers(&self) -> Result<Vec<Step>> {
+        helper::undo_plan(&self.root, self.manifest.as_ref().map_or(&[], |m| m.helpers.as_slice()))
+    }
+
     /// Puts everything back. Verbs whose stock file is lost stay ours, and in the manifest.
-    pub fn undo(&self, steps: &[Step]) -> Result<()> {
+    pub fn undo(&self, steps: &[Step], helpers: &[Step]) -> Result<()> {
         let Some(m) = &self.manifest else {
             return Manifest::remove(&self.root).context("tidying");
         };
@@ -242,13 +254,14 @@ impl Tree {
             slot.mend()?;
         }
         Self::sync(&slots)?;
+        helper::undo(&self.root, helpers)?;
         let lost: Vec<Entry> = slots
             .iter()
             .filter(|(a, _)| *a == Action::Lost)
             .filter_map(|(_, s)| m.entry(&s.path).cloned())
             .collect();
         if !lost.is_empty() {
-            let rest = Manifest { verbs: lost, ..m.clone() };
+            let rest = Manifest { verbs: lost, helpers: Vec::new(), ..m.clone() };
             return rest.write(&self.root).context("writing what is left");
         }
         for d in m.dirs.iter().rev().filter(|d| d.path != ".") {
