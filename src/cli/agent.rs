@@ -4,10 +4,11 @@
 use super::render;
 use super::world::World;
 use crate::config::Env;
-use crate::host::{Commit, Handler, HostError, Hosts, Limits, Program, Request, Settings};
+use crate::host::{Commit, Handler, HostError, Limits, Link, Request};
 use crate::sys::Class;
 use crate::sys::detach::detach;
 use crate::verb::refuse;
+use crate::verb::tm::Server;
 use anyhow::{Context as _, Result};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use serde_json::{Value, json};
@@ -32,28 +33,16 @@ pub fn probe_command() -> Command {
         .subcommand(Command::new("probe").about("by which way, how fast, and what answers there").arg(host))
 }
 
-/// What can be asked of this host.
-#[cfg(not(feature = "failpoints"))]
-fn handler() -> impl Handler {
-    Nothing
-}
+/// What can be asked of this host. In the test build a list is a script.
+struct Asked<'a>(Server<'a>);
 
-#[cfg(feature = "failpoints")]
-fn handler() -> impl Handler {
-    crate::host::scripted::Scripted
-}
-
-/// Answers `null` with `null`.
-#[cfg(not(feature = "failpoints"))]
-struct Nothing;
-
-#[cfg(not(feature = "failpoints"))]
-impl Handler for Nothing {
-    fn handle(&self, _: &str, body: Value, _: &dyn crate::host::Link) -> Result<Value, (Class, String)> {
-        if body.is_null() {
-            return Ok(Value::Null);
+impl Handler for Asked<'_> {
+    fn handle(&self, job: &str, body: Value, link: &dyn Link) -> Result<Value, (Class, String)> {
+        #[cfg(feature = "failpoints")]
+        if body.is_array() {
+            return crate::host::scripted::Scripted.handle(job, body, link);
         }
-        Err((Class::Unsupported, "no such request".to_owned()))
+        self.0.handle(job, body, link)
     }
 }
 
@@ -63,13 +52,14 @@ pub fn run(env: &Env, m: &ArgMatches) -> Result<u8> {
     crate::obs::journal::start();
     let world = World::new(env, BTreeMap::new(), Vec::new())?;
     let given = |name: &str| m.get_one::<u64>(name).map(|s| Duration::from_secs(*s));
-    let usual = Limits::default();
+    let usual = &world.config.settings.ssh;
     let limits = Limits {
         silence: given("silence").unwrap_or(usual.silence),
         orphan_grace: given("orphan-grace").unwrap_or(usual.orphan_grace),
     };
+    let handler = Asked(world.server(None));
     let served =
-        crate::host::serve(std::io::stdin(), std::io::stdout(), &handler(), limits, &world.jobs.cancel);
+        crate::host::serve(std::io::stdin(), std::io::stdout(), &handler, limits, &world.jobs.cancel);
     served.map_err(|e| refuse(e.class(), e.to_string()))?;
     Ok(0)
 }
@@ -78,10 +68,8 @@ pub fn run(env: &Env, m: &ArgMatches) -> Result<u8> {
 pub fn probe(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     let Some((_, m)) = m.subcommand() else { return Ok(Class::Usage.status()) };
     let host = m.get_one::<String>("host").map_or("", String::as_str);
-    let hints = Some(w.paths.state.join("agents"));
-    let settings = Settings { program: Some(Program::own()), hints, ..Settings::default() };
-    let (handler, cancel) = (handler(), &w.jobs.cancel);
-    let hosts = Hosts { tools: &w.tools, settings, handler: &handler, cancel, forward_agent: false };
+    let handler = w.server(None);
+    let (hosts, cancel) = (w.hosts(&handler), &w.jobs.cancel);
     let ms = |t: Instant| u64::try_from(t.elapsed().as_millis()).unwrap_or(u64::MAX);
     let begin = Instant::now();
     let told = |e: HostError| refuse(e.class(), e.to_string());

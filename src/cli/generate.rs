@@ -37,8 +37,10 @@ pub fn run(m: &ArgMatches) -> Result<u8> {
 pub fn remotes() -> String {
     let mut out = String::new();
     for v in VERBS.iter().filter(|v| v.run.is_some()) {
-        if let Some(own) = v.role.drivers().first() {
-            let _ = writeln!(out, "{}/{own}/{}", v.role, v.name);
+        for own in v.role.families().iter().filter_map(|f| f.first()) {
+            for name in v.names() {
+                let _ = writeln!(out, "{}/{own}/{name}", v.role);
+            }
         }
     }
     out
@@ -74,9 +76,13 @@ fn verbs() -> String {
             let answer = if v.answer.is_empty() { "nothing" } else { v.answer };
             let _ = writeln!(
                 out,
-                "\n- answers: {answer}\n- repeats: {:?}\n- locks: {}\n- evidence: {}\n",
+                "\n- answers: {answer}\n- repeats: {:?}\n- locks: {}\n- evidence: {}",
                 v.meets, v.locks, v.evidence
             );
+            if !v.variants.is_empty() {
+                let _ = writeln!(out, "- also as: {}", v.names().skip(1).collect::<Vec<_>>().join(", "));
+            }
+            out.push('\n');
         }
     }
     out
@@ -87,7 +93,9 @@ mod tests {
     #[test]
     fn links_are_listed_for_our_own_names() {
         let r = super::remotes();
-        assert!(r.lines().any(|l| l == "datastore/sdm/cp"));
+        for link in ["datastore/sdm/cp", "tm/sdm_shared/mkimage", "tm/sdm_shared/clone.ssh"] {
+            assert!(r.lines().any(|l| l == link), "{link}");
+        }
         assert!(r.lines().all(|l| !l.contains("/fs/") && !l.ends_with("/restore")));
     }
 }

@@ -15,7 +15,6 @@ mod render;
 mod world;
 
 use crate::config::Env;
-use crate::sys::Class;
 use crate::verb;
 use invocation::Invocation;
 use std::ffi::OsString;
@@ -46,12 +45,12 @@ pub fn main(argv: Vec<OsString>, vars: impl Iterator<Item = (OsString, OsString)
 /// Runs a verb as oned calls it and prints its answer.
 fn run_verb(env: &Env, call: &Invocation) -> anyhow::Result<u8> {
     let def = table::find(call)?;
-    if def.role == Role::Datastore {
-        let answer = world::datastore_verb(env, def, call)?;
-        if !answer.is_empty() {
-            render::answer(&answer)?;
-        }
-        return Ok(0);
+    let answer = match def.role {
+        Role::Datastore => world::datastore_verb(env, def, call)?,
+        Role::Tm => world::tm_verb(env, def, call)?,
+    };
+    if !answer.is_empty() {
+        render::answer(&answer)?;
     }
-    Err(verb::refuse(Class::Unsupported, format!("{call}: not supported yet")))
+    Ok(0)
 }

@@ -3,20 +3,24 @@
 
 use super::invocation::Invocation;
 use super::render;
-use super::table::{Meets, Verb};
+use super::table::{Meets, Run, Verb};
 use crate::config::{Config, Env, Inputs, Paths};
+use crate::host::{self, Handler, Hosts, Program};
 use crate::lock::JobId;
 use crate::obs::journal;
 use crate::obs::jsonl::Log;
-use crate::one::{DsCall, DsDump, DsRequest};
+use crate::one::{self, DsCall, DsDump, DsRequest, Migrate, RpcOptions, TmCall};
 use crate::sdm::job::{Topic, Waits};
+use crate::sdm::work::text;
 use crate::sdm::{Job, Jobs, SdmError, gc, known};
-use crate::sys::{Cancel, Class, Tool, Tools, signal, user};
+use crate::sys::{Cancel, Class, Tool, Tools, driver, signal, user};
+use crate::verb::tm::front::{self, Driver, Front};
+use crate::verb::tm::serve::Server;
 use crate::verb::{self, Ctx, refuse};
 use anyhow::{Context as _, Result};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// What every command needs, made once.
 pub struct World {
@@ -52,18 +56,36 @@ impl World {
     }
 
     pub fn gc_policy(&self) -> gc::Policy {
+        verb::gc_policy(&self.config.settings)
+    }
+
+    /// How hosts are reached.
+    pub fn hosts<'a>(&'a self, handler: &'a dyn Handler) -> Hosts<'a> {
         let s = &self.config.settings;
-        gc::Policy {
-            trash_keep: s.trash_keep,
-            done_max: usize::try_from(s.job.done_max).unwrap_or(usize::MAX),
-            done_age: Duration::from_secs(u64::from(s.job.done_days) * 24 * 3600),
-            short: false,
-        }
+        let settings = host::Settings {
+            connect: s.ssh.connect,
+            silence: s.ssh.silence,
+            cancel_grace: s.cancel.grace,
+            auth_sock: s.ssh.auth_sock.clone(),
+            agents: s.ssh.agents.clone(),
+            program: Some(Program::own()),
+            hints: Some(self.paths.state.join("agents")),
+        };
+        let (tools, cancel) = (&self.tools, &self.jobs.cancel);
+        Hosts { tools, settings, handler, cancel, forward_agent: false }
+    }
+
+    /// What does the transfer operations that are asked of this machine. `own` is the job that asks.
+    pub fn server<'a>(&'a self, own: Option<&'a Job>) -> Server<'a> {
+        let (settings, state) = (&self.config.settings, &self.paths.state);
+        Server { settings, tools: &self.tools, jobs: &self.jobs, state, own }
     }
 
     /// Runs a datastore verb as a job.
     pub fn run(&self, def: &Verb, id: JobId, repeatable: bool, req: &DsRequest) -> Result<String> {
-        let run = def.run.ok_or_else(|| refuse(Class::Unsupported, "not supported yet"))?;
+        let Some(Run::Datastore(run)) = def.run else {
+            return Err(refuse(Class::Unsupported, "not supported yet"));
+        };
         let s = &self.config.settings;
         let open = |dir: &Path, ds: i64| {
             let what = || dir.display().to_string();
@@ -78,16 +100,24 @@ impl World {
             quiet: def.meets == Meets::Reads,
             ..Topic::default()
         };
+        self.job(id, topic, |job| {
+            let mut outcome = run(&ctx, req, job);
+            // What is only kept makes room before anybody is told that there is none.
+            if outcome.as_ref().is_err_and(verb::is_no_space) && self.make_room(&open, req, job) {
+                outcome = run(&ctx, req, job);
+            }
+            outcome
+        })
+    }
+
+    /// Runs something as a job, with the deadline of verbs.
+    fn job(&self, id: JobId, topic: Topic, run: impl FnOnce(&Job) -> Result<String>) -> Result<String> {
+        let s = &self.config.settings;
         let job = self.jobs.start(id, topic);
         if let Some(limit) = s.verb_deadline {
             signal::deadline(limit, &self.jobs.cancel, s.cancel.grace, Class::Timeout.status());
         }
-        let mut outcome = run(&ctx, req, &job);
-        // What is only kept makes room before anybody is told that there is none.
-        if outcome.as_ref().is_err_and(verb::is_no_space) && self.make_room(&open, req, &job) {
-            outcome = run(&ctx, req, &job);
-        }
-        match outcome {
+        match run(&job) {
             Ok(answer) => {
                 job.succeed();
                 Ok(answer)
@@ -126,6 +156,54 @@ pub fn datastore_verb(env: &Env, def: &Verb, call: &Invocation) -> Result<String
     let req = dump.request(&world.config.settings.paths.datastores)?;
     let (id, repeatable) = job_id(env, call.job.as_deref())?;
     world.run(def, id, repeatable, &req)
+}
+
+/// A transfer verb as oned calls it.
+pub fn tm_verb(env: &Env, def: &Verb, call: &Invocation) -> Result<String> {
+    journal::start();
+    let tm = TmCall::from(&call.verb, &call.args, std::io::stdin().lock())?;
+    let world = World::new(env, BTreeMap::new(), call.set.clone())?;
+    let warn = |text: &str| render::log("WARN", def.name, text);
+    world.config.warnings().iter().for_each(|w| warn(w));
+    let (id, _) = job_id(env, call.job.as_deref())?;
+    let s = &world.config.settings;
+    let options = RpcOptions {
+        deadline: s.http.connect_timeout,
+        ca_file: s.http.ca_file.clone(),
+        insecure: s.http.insecure,
+    };
+    let cloud = one::cloud(env, &s.paths.var, &s.paths.datastores, options, None)?;
+    let topic = Topic {
+        verb: def.name.to_owned(),
+        domain: tm.object().and_then(|o| o.ds).map(|ds| ds.to_string()).unwrap_or_default(),
+        quiet: def.meets == Meets::Reads,
+        ..Topic::default()
+    };
+    let other = |tm: &str, m: &Migrate| {
+        let path = s.paths.remotes.join("tm").join(tm).join(&call.verb);
+        let ds = m.object.ds.unwrap_or(m.dir.dir.ds);
+        let words =
+            [m.from.as_str(), m.to.as_str(), &text(&m.dir.path()), &m.object.vm.to_string(), &ds.to_string()];
+        let args: Vec<&OsStr> = words.into_iter().chain([call.driver.as_str()]).map(OsStr::new).collect();
+        let input = m.template.as_deref().unwrap_or_default();
+        driver::call(&path, &args, input, &world.jobs.cancel).map_err(|e| refuse(e.class(), e.to_string()))
+    };
+    world.job(id, topic, |job| {
+        let server = world.server(Some(job));
+        let hosts = world.hosts(&server);
+        let front = Front {
+            settings: s,
+            state: &world.paths.state,
+            cloud: &*cloud,
+            hosts: &hosts,
+            job,
+            driver: Driver::Shared,
+            name: &call.driver,
+            warn: &warn,
+            other: &other,
+        };
+        front::run(&front, &call.verb, call.variant.as_deref(), tm)
+    })
 }
 
 /// The job's id: the command line's, the environment's, or a new one.

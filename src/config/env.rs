@@ -17,6 +17,8 @@ pub struct Env {
     pub vm_xml: Option<OsString>,
     /// A directory of documents that stands in for oned.
     pub xml_dir: Option<PathBuf>,
+    /// The socket of the account's key agent.
+    pub ssh_auth_sock: Option<PathBuf>,
     /// Another `onesdm.toml`; it must exist.
     pub config: Option<PathBuf>,
     /// The id the caller gives this job.
@@ -47,6 +49,7 @@ impl Env {
                 "ONE_AUTH" => env.one_auth = path(),
                 "ONESDM_VM_XML" => env.vm_xml = value,
                 "ONESDM_XML_DIR" => env.xml_dir = path(),
+                "SSH_AUTH_SOCK" => env.ssh_auth_sock = path(),
                 "ONESDM_CONFIG" => env.config = path(),
                 "ONESDM_JOB_ID" => env.job_id = text(),
                 "ONESDM_STATE_DIR" => env.state_dir = path(),

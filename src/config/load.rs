@@ -71,7 +71,7 @@ impl Config {
         values.put(rc_entries(&remotes, &mut warnings));
         values.put(upper);
         values.derive_paths()?;
-        Ok(Config { settings: Settings::of(&values, inputs.env.home.clone())?, values, warnings })
+        Ok(Config { settings: Settings::of(&values, &inputs.env)?, values, warnings })
     }
 
     /// The built-in defaults alone; reads no file.
@@ -79,7 +79,7 @@ impl Config {
         let mut values = Values::default();
         values.put(toml_entries(DEFAULTS, None)?);
         values.derive_paths()?;
-        Ok(Config { settings: Settings::of(&values, None)?, values, warnings: Vec::new() })
+        Ok(Config { settings: Settings::of(&values, &Env::default())?, values, warnings: Vec::new() })
     }
 
     /// Every setting with the layer its value came from, by key.

@@ -1,8 +1,8 @@
 //! The settings as types. What each means is written in `defaults.toml`.
 
-use super::ConfigError;
 use super::load::Values;
 use super::value::Words;
+use super::{ConfigError, Env};
 use crate::sys::Bytes;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,6 +24,7 @@ pub struct Settings {
     pub fs: FsSettings,
     pub cancel: CancelSettings,
     pub data: DataSettings,
+    pub ssh: SshSettings,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,13 +102,25 @@ pub struct CancelSettings {
 }
 
 #[derive(Clone, Debug)]
+pub struct SshSettings {
+    pub connect: Duration,
+    pub silence: Duration,
+    pub orphan_grace: Duration,
+    /// Where on hosts the agent is looked for.
+    pub agents: Vec<String>,
+    /// The socket of the account's key agent, from the environment.
+    pub auth_sock: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug)]
 pub struct DataSettings {
     /// Per second.
     pub limit: Option<Bytes>,
 }
 
 impl Settings {
-    pub(super) fn of(v: &Values, home: Option<PathBuf>) -> Result<Settings, ConfigError> {
+    pub(super) fn of(v: &Values, env: &Env) -> Result<Settings, ConfigError> {
+        let (home, auth_sock) = (env.home.clone(), env.ssh_auth_sock.clone());
         let mut tools = BTreeMap::new();
         for name in v.names("tools.") {
             if let Some(path) = v.get(&format!("tools.{name}"))? {
@@ -149,6 +162,13 @@ impl Settings {
             data: DataSettings {
                 // Outside these a copy is slow or eats the host's memory.
                 limit: v.get("data.limit")?,
+            },
+            ssh: SshSettings {
+                connect: v.get("ssh.connect")?,
+                silence: v.get("ssh.silence")?,
+                orphan_grace: v.get("ssh.orphan_grace")?,
+                agents: v.get("ssh.agents")?,
+                auth_sock,
             },
         })
     }

@@ -29,7 +29,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { silence: Duration::from_secs(60), orphan_grace: Duration::from_secs(600) }
+        Limits { silence: Duration::from_secs(30), orphan_grace: Duration::from_secs(30) }
     }
 }
 

@@ -130,6 +130,19 @@ impl HostError {
         }
     }
 
+    /// Whether the host was not reached, or lost: nothing that it said.
+    pub fn is_connection(&self) -> bool {
+        matches!(
+            self,
+            HostError::Resolve { .. }
+                | HostError::Connect { .. }
+                | HostError::NoAnswer { .. }
+                | HostError::Ssh { .. }
+                | HostError::Lost { .. }
+                | HostError::Silent { .. }
+        )
+    }
+
     /// Whether another way to the same host may do better: nothing was asked of it yet, and it is not
     /// its key that we object to.
     pub(super) fn is_of_the_way(&self) -> bool {

@@ -14,7 +14,7 @@ use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// How long jobs wait for each other.
@@ -138,6 +138,8 @@ struct Running {
     record: Option<(PathBuf, ofd::Locked)>,
     written: Instant,
     told: Instant,
+    /// Whoever else wants to know.
+    listener: Option<mpsc::Sender<What>>,
 }
 
 impl Jobs {
@@ -165,7 +167,15 @@ impl Jobs {
         let record =
             self.list_as_running(&info).inspect_err(|e| tracing::debug!(%e, "job is not listed")).ok();
         let now = Instant::now();
-        let running = Running { info, method: String::new(), began: now, record, written: now, told: now };
+        let running = Running {
+            info,
+            method: String::new(),
+            began: now,
+            record,
+            written: now,
+            told: now,
+            listener: None,
+        };
         let quiet = topic.quiet;
         let shared = Arc::new(Shared { info: Mutex::new(running), jobs: self.clone(), quiet });
         let job = Job { id, topic, jobs: self.clone(), shared };
@@ -306,6 +316,27 @@ impl Job {
         self.shared.tell(what);
     }
 
+    /// All that is told from now on, until `hush` or the job's end.
+    pub fn listen(&self) -> mpsc::Receiver<What> {
+        let (tell, told) = mpsc::channel();
+        self.shared.lock().listener = Some(tell);
+        told
+    }
+
+    pub fn hush(&self) {
+        self.shared.lock().listener = None;
+    }
+
+    /// How far the part of this job is that runs on another host.
+    pub fn follow(&self, phase: &str, bytes: u64, total: Option<u64>) {
+        let mut r = self.shared.lock();
+        phase.clone_into(&mut r.info.phase);
+        (r.info.bytes, r.info.total) = (bytes, total);
+        r.measure();
+        drop(r);
+        self.tell(What::Progress { phase: phase.to_owned(), bytes, total });
+    }
+
     pub fn succeed(self) {
         let (seconds, bytes, method) = self.shared.totals();
         if !self.topic.quiet {
@@ -360,6 +391,19 @@ impl Drop for Job {
 }
 
 impl Running {
+    /// Rate, percent and the time that is left, from what was done so far.
+    fn measure(&mut self) {
+        let millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+        let info = &mut self.info;
+        info.rate = u64::try_from(u128::from(info.bytes) * 1000 / u128::from(millis)).unwrap_or(u64::MAX);
+        if let Some(total) = info.total.filter(|t| *t > 0) {
+            let done = info.bytes.min(total);
+            info.progress = u8::try_from(u128::from(done) * 100 / u128::from(total)).ok();
+            info.eta_seconds = (info.rate > 0).then(|| (total - done) / info.rate);
+        }
+        self.save();
+    }
+
     fn save(&mut self) {
         if let Some((_, f)) = &self.record {
             let _ = write_record(f, &self.info);
@@ -389,6 +433,9 @@ impl Shared {
     fn tell(&self, what: What) {
         let event = {
             let r = self.lock();
+            if let Some(listener) = &r.listener {
+                let _ = listener.send(what.clone());
+            }
             let (verb, domain, object) = (r.info.verb.clone(), r.info.domain.clone(), r.info.object.clone());
             Event { time: obs::now(), host: r.info.host.clone(), job: r.info.id, verb, domain, object, what }
         };
@@ -416,14 +463,7 @@ impl data::Progress for Shared {
         if r.written.elapsed() < Duration::from_millis(500) {
             return;
         }
-        let millis = u64::try_from(r.began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
-        r.info.rate = u64::try_from(u128::from(r.info.bytes) * 1000 / u128::from(millis)).unwrap_or(u64::MAX);
-        if let Some(total) = r.info.total.filter(|t| *t > 0) {
-            let done = r.info.bytes.min(total);
-            r.info.progress = u8::try_from(u128::from(done) * 100 / u128::from(total)).ok();
-            r.info.eta_seconds = (r.info.rate > 0).then(|| (total - done) / r.info.rate);
-        }
-        r.save();
+        r.measure();
         if !self.quiet && r.told.elapsed() >= Duration::from_secs(2) {
             r.told = Instant::now();
             let what =

@@ -3,6 +3,7 @@
 
 use super::{Domain, Result, SdmError};
 use crate::obs;
+use crate::sys::fs::Dir;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -14,21 +15,25 @@ pub struct Known {
     pub path: PathBuf,
     pub mount: bool,
     pub since: String,
+    /// A host told it; this front-end has not opened it itself and need not see it.
+    #[serde(default)]
+    pub elsewhere: bool,
 }
 
 fn file(state: &Path, ds_id: &str) -> PathBuf {
     state.join("datastore").join(format!("{ds_id}.json"))
 }
 
-/// Every datastore this front-end knows, by its OpenNebula id.
+/// Every datastore this front-end has opened, by its OpenNebula id.
 pub fn all(state: &Path) -> Vec<(String, Known)> {
     let mut out: Vec<(String, Known)> = std::fs::read_dir(state.join("datastore"))
         .into_iter()
         .flatten()
         .flatten()
         .filter_map(|e| {
-            let id = e.path().file_stem()?.to_str()?.to_owned();
-            Some((id, serde_json::from_slice(&std::fs::read(e.path()).ok()?).ok()?))
+            let id = e.path().file_stem()?.to_str().filter(|id| !id.contains('@'))?.to_owned();
+            let known: Known = serde_json::from_slice(&std::fs::read(e.path()).ok()?).ok()?;
+            (!known.elsewhere).then_some((id, known))
         })
         .collect();
     out.sort_by_key(|(id, _)| (id.len(), id.clone()));
@@ -48,64 +53,110 @@ fn wants_mount(path: &Path) -> bool {
         .any(|l| l.split_whitespace().nth(1).is_some_and(|p| Path::new(p) == path))
 }
 
+/// What is known of a datastore, if it was known at this place. `key` is OpenNebula's number, with
+/// `@` and a host behind it where the storage is that host's own.
+pub fn get(state: &Path, key: &str, path: &Path) -> Option<Known> {
+    let bytes = std::fs::read(file(state, key)).ok()?;
+    serde_json::from_slice(&bytes).ok().filter(|k: &Known| k.path == path)
+}
+
+/// Refuses a place of this host that was a mount and is none now.
+pub fn still_mounted(known: &Known) -> Result<()> {
+    let place = || known.path.display().to_string();
+    if known.mount && !is_mount(&known.path).map_err(|source| SdmError::Io { what: place(), source })? {
+        let why = format!("it was a mount when this host last used it ({})", known.since);
+        return Err(SdmError::NotMounted { place: place(), why });
+    }
+    Ok(())
+}
+
 /// Opens the domain of a datastore for changing it, making it on the very first request. `ds_id` is
 /// OpenNebula's number; without one nothing is remembered. Losing the memory loses a protection, not
 /// data: the id is asked from the storage again.
 pub fn open(state: &Path, ds_id: Option<&str>, path: &Path) -> Result<Domain> {
+    let known = ds_id.and_then(|id| get(state, id, path));
+    if !path.exists() {
+        let (place, why) = (path.display().to_string(), "the directory does not exist".to_owned());
+        return Err(SdmError::NotMounted { place, why });
+    }
+    known.as_ref().map_or(Ok(()), still_mounted)?;
+    let domain = open_as(path, known.as_ref().map(|k| k.domain), Storage::Shared)?;
+    if let Some(id) = ds_id.filter(|_| known.is_none_or(|k| k.elsewhere)) {
+        note(state, id, path, domain.header.id, false);
+    }
+    Ok(domain)
+}
+
+/// Whether other hosts see a datastore's storage, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    Shared,
+    /// A host that was installed anew has an empty one.
+    Local,
+}
+
+/// Opens the domain of a datastore whose memory is elsewhere: with the front-end that asks. Without an
+/// expected domain it is the first request of all, and makes it.
+pub fn open_as(path: &Path, expected: Option<uuid::Uuid>, storage: Storage) -> Result<Domain> {
     let place = path.display().to_string();
     let io = |source| SdmError::Io { what: place.clone(), source };
-    let known: Option<Known> = ds_id
-        .and_then(|id| std::fs::read(file(state, id)).ok())
-        .and_then(|b| serde_json::from_slice(&b).ok())
-        .filter(|k: &Known| k.path == path);
-    let not_mounted = |why: String| SdmError::NotMounted { place: place.clone(), why };
+    let not_mounted = |why: &str| SdmError::NotMounted { place: place.clone(), why: why.to_owned() };
+    let may_make = expected.is_none() || storage == Storage::Local;
     let mount = match is_mount(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(not_mounted("the directory does not exist".to_owned()));
+            if !may_make || wants_mount(path) {
+                return Err(not_mounted("the directory does not exist"));
+            }
+            make(path).map_err(|e| match e.kind() {
+                io::ErrorKind::NotFound => not_mounted("the directory does not exist"),
+                _ => io(e),
+            })?;
+            false
         }
         m => m.map_err(io)?,
     };
-    match &known {
-        Some(k) if k.mount && !mount => {
-            return Err(not_mounted(format!("it was a mount when this host last used it ({})", k.since)));
-        }
-        None if !mount && wants_mount(path) => {
-            return Err(not_mounted("the system's mount table has an entry for it".to_owned()));
-        }
-        _ => {}
+    if expected.is_none() && !mount && wants_mount(path) {
+        return Err(not_mounted("the system's mount table has an entry for it"));
     }
+    let wrong = |expected: uuid::Uuid, found: String| {
+        let expected = expected.to_string();
+        Err(SdmError::WrongDomain { place: place.clone(), expected, found })
+    };
     match Domain::open_dir(path) {
-        Ok(d) => {
-            if let Some(k) = &known
-                && k.domain != d.header.id
-            {
-                let (expected, found) = (k.domain.to_string(), d.header.id.to_string());
-                return Err(SdmError::WrongDomain { place, expected, found });
+        Ok(d) => match expected {
+            Some(id) if id != d.header.id => wrong(id, d.header.id.to_string()),
+            _ => Ok(d),
+        },
+        Err(SdmError::NotADomain { .. }) => match expected {
+            Some(id) if storage == Storage::Shared || !is_empty(path).map_err(io)? => {
+                wrong(id, "none".to_owned())
             }
-            if let (None, Some(id)) = (&known, ds_id) {
-                remember(state, id, path, &d, mount);
-            }
-            Ok(d)
-        }
-        Err(SdmError::NotADomain { .. }) => {
-            if let Some(k) = &known {
-                let expected = k.domain.to_string();
-                return Err(SdmError::WrongDomain { place, expected, found: "none".to_owned() });
-            }
-            let d = Domain::init_dir(path)?;
-            if let Some(id) = ds_id {
-                remember(state, id, path, &d, mount);
-            }
-            Ok(d)
-        }
+            _ => Domain::init_dir(path),
+        },
         Err(e) => Err(e),
     }
 }
 
-/// Best effort: whole or not at all, and no error of the verb.
-fn remember(state: &Path, ds_id: &str, path: &Path, domain: &Domain, mount: bool) {
-    let k = Known { domain: domain.header.id, path: path.to_owned(), mount, since: obs::now() };
-    if let Err(e) = write(state, ds_id, &k) {
+fn is_empty(path: &Path) -> io::Result<bool> {
+    Ok(std::fs::read_dir(path)?.next().is_none())
+}
+
+/// The directory of a datastore that nobody used yet, as stock drivers make it; its parent must be there.
+fn make(path: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::NotFound.into());
+    };
+    match Dir::open(parent)?.mkdir(name, 0o777, false) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        r => r,
+    }
+}
+
+/// Remembers. Best effort: whole or not at all, and no error of the verb.
+pub fn note(state: &Path, key: &str, path: &Path, domain: uuid::Uuid, elsewhere: bool) {
+    let mount = !elsewhere && is_mount(path).unwrap_or(false);
+    let k = Known { domain, path: path.to_owned(), mount, since: obs::now(), elsewhere };
+    if let Err(e) = write(state, key, &k) {
         tracing::debug!(%e, "datastore not remembered");
     }
 }
@@ -158,7 +209,7 @@ mod tests {
         let (state, ds) = (t.path().join("state"), t.path().join("ds"));
         std::fs::create_dir(&ds).unwrap();
         let domain = uuid::Uuid::now_v7();
-        let k = Known { domain, path: ds.clone(), mount: true, since: String::new() };
+        let k = Known { domain, path: ds.clone(), mount: true, since: String::new(), elsewhere: false };
         write(&state, "7", &k).unwrap();
         assert!(matches!(open(&state, Some("7"), &ds), Err(SdmError::NotMounted { .. })));
         assert!(!ds.join(".sdm").exists());

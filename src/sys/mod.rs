@@ -7,6 +7,7 @@ pub mod child;
 pub mod class;
 pub mod copy;
 pub mod detach;
+pub mod driver;
 pub mod effect;
 pub mod fs;
 pub mod ofd;

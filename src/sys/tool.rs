@@ -207,7 +207,7 @@ impl Tools {
     }
 }
 
-fn is_executable(path: &Path) -> bool {
+pub(super) fn is_executable(path: &Path) -> bool {
     path.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
@@ -384,13 +384,18 @@ fn spawn(path: &Path, args: &[&OsStr], opts: &Run<'_>, stdin: Stdio) -> io::Resu
     };
     // SAFETY: between fork and exec `prepare` makes system calls only: no allocation, no lock, no panic.
     unsafe { cmd.pre_exec(prepare) };
-    let _forking = FORK.read().unwrap_or_else(PoisonError::into_inner);
+    let _forking = forking();
     // Comes back when the child is another program.
     cmd.spawn()
 }
 
 /// Held shared while a child has our descriptors and is not yet its program.
 static FORK: RwLock<()> = RwLock::new(());
+
+/// To be held while a child is started, until it is its program.
+pub(super) fn forking() -> impl Drop {
+    FORK.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// As long as the answer lives, no child has descriptors that were not meant for it.
 pub(super) fn no_fork() -> impl Drop {
@@ -403,7 +408,7 @@ fn limit(what: Resource, to: Option<u64>) -> rustix::io::Result<()> {
     rustix::process::setrlimit(what, Rlimit { current: Some(to), maximum: Some(to) })
 }
 
-fn close_on_exec_from_3() {
+pub(super) fn close_on_exec_from_3() {
     // SAFETY: takes three numbers and touches no memory; descriptors stay open until exec.
     let rc = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if rc == 0 {

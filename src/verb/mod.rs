@@ -11,10 +11,11 @@ pub mod tm;
 use crate::config::Settings;
 use crate::data::DataError;
 use crate::engine::EngineError;
+use crate::host::HostError;
 use crate::image::{ImageError, Qemu};
 use crate::lock::{JobId, LockError};
 use crate::one::OneError;
-use crate::sdm::{Domain, Job, Jobs, SdmError};
+use crate::sdm::{Domain, Job, Jobs, SdmError, gc};
 use crate::sys::{Class, ToolError, Tools};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -49,6 +50,16 @@ impl Ctx<'_> {
     /// a moment keeps them held.
     pub fn qemu<'b>(&'b self, job: &'b Job, keep: &'b [BorrowedFd<'b>]) -> Qemu<'b> {
         Qemu { tools: self.tools, cancel: job.cancel(), deadline: MOVING, inherit: keep }
+    }
+}
+
+/// What the settings say of garbage.
+pub fn gc_policy(s: &Settings) -> gc::Policy {
+    gc::Policy {
+        trash_keep: s.trash_keep,
+        done_max: usize::try_from(s.job.done_max).unwrap_or(usize::MAX),
+        done_age: Duration::from_secs(u64::from(s.job.done_days) * 24 * 3600),
+        short: false,
     }
 }
 
@@ -102,6 +113,7 @@ pub fn class_of(e: &anyhow::Error) -> Class {
                 .or_else(|| c.downcast_ref::<ImageError>().map(ImageError::class))
                 .or_else(|| c.downcast_ref::<DataError>().map(DataError::class))
                 .or_else(|| c.downcast_ref::<OneError>().map(OneError::class))
+                .or_else(|| c.downcast_ref::<HostError>().map(HostError::class))
                 .or_else(|| c.downcast_ref::<ToolError>().map(ToolError::class))
                 .or_else(|| {
                     c.downcast_ref::<crate::config::ConfigError>().map(crate::config::ConfigError::class)

@@ -175,6 +175,32 @@ fn a_plan_changes_nothing_and_json_is_json() {
     assert_eq!(action("datastore/fs/backup"), None);
 }
 
+/// All names of a transfer driver, those with a suffix, too.
+#[test]
+fn a_transfer_driver_is_taken_over_and_given_back() {
+    let bed = Bed::new();
+    let top = stock(&bed);
+    // A package has a directory for each of the two names.
+    std::fs::remove_file(top.join("tm/shared")).unwrap();
+    let before = snapshot(&top);
+    let said = install(&bed, &top, &["--replace", "qcow2"]).run().ok();
+    let generated = bed.onesdm(&["generate", "remotes"]).run().ok();
+    let own = generated.lines().filter(|l| l.starts_with("tm/")).collect::<Vec<_>>();
+    assert!(own.len() > 20 && own.contains(&"tm/sdm_shared/clone.ssh"), "{generated}");
+    for link in own {
+        for link in [link.to_owned(), link.replace("sdm_shared", "qcow2")] {
+            assert!(said.contains(&link) && top.join(&link).is_symlink(), "{link}: {said}");
+        }
+    }
+    assert!(!top.join("tm/qcow2/prebackup").exists(), "what is not offered is not made");
+    let disk = format!("localhost:{}/7/disk.0", bed.base_path(101));
+    let made = Call::new(&bed, "mkswap", top.join("tm/qcow2/mkswap")).arg("8").arg(&disk).run();
+    assert_eq!(made.ok(), "");
+    assert_eq!(std::fs::metadata(bed.store_path(101).join("7/disk.0")).unwrap().len(), 8 << 20);
+    install(&bed, &top, &["--uninstall", "--leave"]).run().ok();
+    same(&snapshot(&top), &before, "given back");
+}
+
 #[test]
 fn oned_conf_lines_come_from_the_oned_conf_that_is_there() {
     let bed = Bed::new();
@@ -189,7 +215,9 @@ fn what_would_break_others_is_refused() {
     let bed = Bed::new();
     let top = stock(&bed);
     let before = snapshot(&top);
-    install(&bed, &top, &["--replace", "shared"]).run().fails(2);
+    install(&bed, &top, &["--replace", "ceph"]).run().fails(2);
+    let line = install(&bed, &top, &["--replace", "shared"]).run().fails(10);
+    assert!(line.contains("tm/shared is a link to another directory"), "{line}");
     install(&bed, &top, &["--replace", "../fs"]).run().fails(2);
     install(&bed, &top.join("tm"), &[]).run().fails(3);
     install(&bed, &top.join("none"), &[]).run().fails(3);

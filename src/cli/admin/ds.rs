@@ -1,7 +1,8 @@
 //! `onesdm ds VERB`: options become the message oned would have sent, and take the same way.
 
 use super::World;
-use crate::cli::{render, table, world};
+use crate::cli::table::{self, Role};
+use crate::cli::{render, world};
 use crate::config::Env;
 use crate::one::DsDump;
 use crate::sys::Class;
@@ -14,7 +15,7 @@ use std::fmt::Write as _;
 pub fn run(env: &Env, w: &World, m: &ArgMatches, job: Option<&str>, as_json: bool) -> Result<u8> {
     let Some((name, m)) = m.subcommand() else { return Ok(Class::Usage.status()) };
     let name = name.replace('-', "_");
-    let def = table::VERBS.iter().find(|v| v.name == name);
+    let def = table::VERBS.iter().find(|v| v.role == Role::Datastore && v.name == name);
     let def = def.ok_or_else(|| refuse(Class::Usage, format!("no verb {name:?}")))?;
     let dump = DsDump::parse(message(m)?.as_bytes())?;
     let req = dump.request(&w.config.settings.paths.datastores)?;

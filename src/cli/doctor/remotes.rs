@@ -2,7 +2,7 @@
 
 use super::Finding;
 use crate::cli::install::{Manifest, Stand, Style, Tree, cost};
-use crate::cli::table::VERBS;
+use crate::cli::table::{VERBS, Verb};
 use crate::sys::{path, user};
 use crate::verb::one_line;
 use std::path::Path;
@@ -101,8 +101,9 @@ fn judge(remotes: &Path, m: &Manifest, verbs: &[(String, Stand)]) -> Vec<Finding
     }
     for dir in dirs(m) {
         let (role, _) = dir.split_once('/').unwrap_or_default();
-        for v in VERBS.iter().filter(|v| v.run.is_some() && v.role.to_string() == role) {
-            let path = format!("{dir}/{}", v.name);
+        let offered = VERBS.iter().filter(|v| v.run.is_some() && v.role.to_string() == role);
+        for name in offered.flat_map(Verb::names) {
+            let path = format!("{dir}/{name}");
             if m.entry(&path).is_none() {
                 let object = remotes.join(&path);
                 out.push(Finding::warn(

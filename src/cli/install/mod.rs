@@ -14,7 +14,7 @@ pub use tree::{Stand, Tree};
 
 use super::admin::all_known;
 use super::render;
-use super::table::{Role, VERBS};
+use super::table::{Role, VERBS, Verb};
 use super::world::World;
 use crate::sdm::Domain;
 use crate::sys::{Bytes, Class, path, shim, user};
@@ -135,10 +135,14 @@ pub fn run(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     Ok(0)
 }
 
+fn roles() -> impl Iterator<Item = Role> {
+    [Role::Datastore, Role::Tm].into_iter()
+}
+
 /// Stock names must be of a role we offer.
 fn stock_names(replace: &[&str]) -> Result<()> {
     let offered: BTreeSet<&str> =
-        [Role::Datastore, Role::Tm].iter().flat_map(|r| r.drivers().iter().skip(1)).copied().collect();
+        roles().flat_map(Role::families).flat_map(|f| f.iter().skip(1)).copied().collect();
     match replace.iter().find(|d| !offered.contains(*d)) {
         None => Ok(()),
         Some(d) => {
@@ -157,8 +161,8 @@ fn paths(tree: &Tree, remotes: &Path, replace: &[&str]) -> Result<BTreeSet<Strin
         .filter_map(|e| Some(e.path.rsplit_once('/')?.0))
         .collect();
     let mut out = BTreeSet::new();
-    for role in [Role::Datastore, Role::Tm] {
-        for (i, driver) in role.drivers().iter().enumerate() {
+    for role in roles() {
+        for (i, driver) in role.families().iter().flat_map(|f| f.iter().enumerate()) {
             let dir = format!("{role}/{driver}");
             let asked = replace.contains(driver);
             if !(i == 0 || asked || before.contains(dir.as_str())) {
@@ -171,7 +175,7 @@ fn paths(tree: &Tree, remotes: &Path, replace: &[&str]) -> Result<BTreeSet<Strin
                 return Err(refuse(Class::NotFound, text));
             }
             let verbs = VERBS.iter().filter(|v| v.role == role && v.run.is_some());
-            out.extend(verbs.map(|v| format!("{dir}/{}", v.name)));
+            out.extend(verbs.flat_map(Verb::names).map(|name| format!("{dir}/{name}")));
         }
     }
     Ok(out)
@@ -286,7 +290,7 @@ fn unfinished(w: &World) -> Vec<String> {
 
 fn show_oned_conf(w: &World, as_json: bool) -> Result<u8> {
     let conf = std::fs::read_to_string(w.paths.etc.join("oned.conf")).ok();
-    let driver = Role::Datastore.drivers().first().copied().unwrap_or_default();
+    let driver = Role::Datastore.drivers().next().unwrap_or_default();
     let text = oned::lines(conf.as_deref(), driver);
     if as_json {
         render::json(&json!({ "oned_conf": text }))?;

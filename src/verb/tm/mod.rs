@@ -7,6 +7,7 @@ mod clone;
 mod cpds;
 mod delete;
 mod disk;
+pub mod front;
 mod ln;
 mod make;
 mod marker;
@@ -17,11 +18,13 @@ pub mod op;
 mod place;
 mod private;
 mod resize;
+pub mod serve;
 mod snap;
 #[cfg(test)]
 mod tests;
 
 pub use op::{Answer, DiskFormat, Marker, Op, perform};
+pub use serve::Server;
 
 use super::{Ctx, hold};
 use crate::engine::{Access, EngineError, Kind, Name, Object, Place};

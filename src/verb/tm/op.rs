@@ -64,6 +64,12 @@ pub struct Disk {
     pub format: DiskFormat,
 }
 
+impl Disk {
+    fn paths(&self) -> impl Iterator<Item = &str> {
+        [self.path.as_str()].into_iter().chain(self.image.as_deref())
+    }
+}
+
 /// The text by which host probes find a system datastore that is local to its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -219,6 +225,30 @@ impl Op {
             Op::Resize(o) => &o.disk.path,
             Op::Monitor(o) => &o.dir,
         }
+    }
+
+    /// All its paths: of the datastores that it works in.
+    pub fn paths(&self) -> Vec<&str> {
+        match self {
+            Op::Clone(o) => vec![&o.disk, &o.image],
+            Op::Link(o) => vec![&o.disk, &o.image],
+            Op::Pull(o) => vec![&o.disk, &o.image],
+            Op::Store(o) => o.disk.paths().chain([o.target.as_str()]).collect(),
+            Op::MakeImage(o) => vec![&o.disk],
+            Op::MakeSwap(o) => vec![&o.disk],
+            Op::Delete(o) => vec![&o.path],
+            Op::Cpds(o) => o.disk.paths().chain([o.target.as_str()]).collect(),
+            Op::Mvds(o) => o.disk.paths().chain([o.target.as_str()]).collect(),
+            Op::Mv(o) => vec![&o.from, &o.to],
+            Op::SnapCreate(o) | Op::SnapRevert(o) | Op::SnapDelete(o) => o.disk.paths().collect(),
+            Op::Resize(o) => o.disk.paths().collect(),
+            Op::Monitor(o) => vec![&o.dir],
+        }
+    }
+
+    /// Changes nothing, and is not worth an entry in the history.
+    pub fn only_reads(&self) -> bool {
+        matches!(self, Op::Monitor(_))
     }
 
     fn doing(&self) -> String {

@@ -1,0 +1,186 @@
+//! The half of a transfer verb at the front-end: oned's words and documents become one operation, and the
+//! host that does it is asked once. Nothing is changed here but through that host's handler, which for the
+//! front-end's own paths is in this process.
+
+mod migrate;
+mod shared;
+
+use super::Op;
+use super::serve::{Reply, Request, Sent};
+use crate::config::Settings;
+use crate::host::{Channel, Commit, Event, HostError, Hosts, Request as Call, Route};
+use crate::one::{Cloud, HostName, Migrate, TmCall, VmDir};
+use crate::sdm::event::What;
+use crate::sdm::{Job, known};
+use crate::sys::Class;
+use crate::verb::refuse;
+use anyhow::{Context as _, Result};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What a family of drivers has in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// `sdm_shared`, `shared`, `qcow2`: every host sees the datastores.
+    Shared,
+}
+
+/// One call of a transfer verb at the front-end.
+pub struct Front<'a> {
+    pub settings: &'a Settings,
+    /// Where the front-end remembers the datastores.
+    pub state: &'a Path,
+    pub cloud: &'a dyn Cloud,
+    pub hosts: &'a Hosts<'a>,
+    pub job: &'a Job,
+    pub driver: Driver,
+    /// The driver's name, as oned calls it.
+    pub name: &'a str,
+    /// A line for oned's log.
+    pub warn: &'a dyn Fn(&str),
+    /// Hands a migration on to another driver, by its name.
+    pub other: &'a dyn Fn(&str, &Migrate) -> Result<()>,
+}
+
+/// Does the verb; the answer is what oned is told.
+pub fn run(front: &Front<'_>, verb: &str, variant: Option<&str>, call: TmCall) -> Result<String> {
+    match call {
+        TmCall::Premigrate(m) => migrate::pre(front, &m).map(|()| String::new()),
+        TmCall::Postmigrate(m) => migrate::post(front, &m).map(|()| String::new()),
+        TmCall::Failmigrate(m) => migrate::fail(front, &m).map(|()| String::new()),
+        call => match front.driver {
+            Driver::Shared => shared::run(front, verb, variant == Some("ssh"), call),
+        },
+    }
+}
+
+/// Where an operation runs, and which datastores are that host's own.
+struct At<'a> {
+    host: Option<&'a HostName>,
+    dir: &'a VmDir,
+    /// The system datastore is the host's own.
+    local: bool,
+}
+
+/// How often a host is asked again when its answer got lost.
+const AGAIN: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(500);
+
+impl Front<'_> {
+    /// Asks the host to do it, and tells what it answered. One connection, one request; a second one only
+    /// when the first was committed and its answer is lost: then the host knows it by its job id.
+    fn ask(&self, at: &At<'_>, op: &Op) -> Result<String> {
+        self.job.object(op.object());
+        let host = at.host.map_or("", HostName::as_str);
+        let end = Instant::now() + self.settings.lock.wait + self.settings.ssh.silence;
+        let mut lost: Option<HostError> = None;
+        for attempt in 0.. {
+            let cancel = self.job.cancel();
+            if attempt > 0 && !cancel.wait(PAUSE) {
+                break;
+            }
+            let done = self.ask_once(host, at, op);
+            let e = match done {
+                Ok(text) => return Ok(text),
+                Err(e) => e,
+            };
+            let failed = e.downcast_ref::<HostError>();
+            let is_unknown = failed.is_some_and(HostError::may_have_run);
+            // The first of the two may still be at it there.
+            let is_busy = crate::verb::class_of(&e) == Class::Busy;
+            let more = !cancel.is_requested() && Instant::now() < end;
+            match e.downcast::<HostError>() {
+                Ok(first) if is_unknown && attempt < AGAIN && more => drop(lost.get_or_insert(first)),
+                Ok(other) if lost.is_some() && (other.is_connection() || is_busy) && more => {}
+                Ok(e) => return Err(lost.unwrap_or(e).into()),
+                Err(e) => return Err(e),
+            }
+        }
+        Err(lost.map_or_else(|| refuse(Class::Cancelled, "stopped on request"), Into::into))
+    }
+
+    fn ask_once(&self, host: &str, at: &At<'_>, op: &Op) -> Result<String> {
+        let (route, mut channel) = self.hosts.open_by(host)?;
+        let is_here = matches!(route, Route::Local { .. });
+        let stores = self.stores(&*channel, host, at, op, is_here)?;
+        let request = Request {
+            verb: self.job.topic.verb.clone(),
+            op: op.clone(),
+            settings: Sent::of(self.settings),
+            domains: stores.iter().map(|s| (s.ds, s.known.as_ref().map(|k| k.domain))).collect(),
+            local: stores.iter().filter(|s| s.local).map(|s| s.ds).collect(),
+        };
+        let id = self.job.id.to_string();
+        let mut word = || true;
+        let call = Call {
+            job: &id,
+            body: serde_json::to_value(&request).context("writing down the request")?,
+            commit: Commit::When(&mut word),
+            source: None,
+        };
+        let mut news = |event| match event {
+            Event::Progress(p) => self.job.follow(&p.phase, p.done, p.total),
+            Event::Log { text, .. } => self.job.tell(What::Warning { text }),
+            Event::Data(_) => {}
+        };
+        let answer = match channel.call(call, &mut news, self.job.cancel()) {
+            // What went wrong here needs no host's name.
+            Err(HostError::Failed { class, text, .. }) if is_here => return Err(refuse(class, text)),
+            answer => answer?,
+        };
+        let reply: Reply = serde_json::from_value(answer)
+            .map_err(|e| refuse(Class::Remote, format!("host {host}: an answer that is none: {e}")))?;
+        for store in &stores {
+            let is_news = store.known.as_ref().is_none_or(|k| k.elsewhere && is_here);
+            let is = reply.domains.get(&store.ds);
+            let made_anew = store.known.as_ref().is_some_and(|k| is.is_some_and(|is| *is != k.domain));
+            if let Some(id) = is.filter(|_| is_news || made_anew) {
+                known::note(self.state, &store.key, &store.path, *id, !is_here);
+            }
+        }
+        Ok(reply.text)
+    }
+
+    /// The datastores that an operation works in, with what is known of each.
+    fn stores(
+        &self,
+        channel: &dyn Channel,
+        host: &str,
+        at: &At<'_>,
+        op: &Op,
+        is_here: bool,
+    ) -> Result<Vec<Store>> {
+        let numbers: BTreeSet<i64> = op.paths().iter().filter_map(|p| number(&at.dir.root, p)).collect();
+        let mut out = Vec::new();
+        for ds in numbers {
+            let local = at.local && ds == i64::from(at.dir.ds);
+            let machine = &channel.peer().identity.machine;
+            let machine = if machine.is_empty() { host } else { machine };
+            let key = if local { format!("{ds}@{}", machine.replace('/', "_")) } else { ds.to_string() };
+            let path = self.settings.paths.datastores.join(ds.to_string());
+            let known = known::get(self.state, &key, &path);
+            if is_here && let Some(known) = known.as_ref().filter(|k| k.path.exists()) {
+                known::still_mounted(known)?;
+            }
+            out.push(Store { ds, local, key, path, known });
+        }
+        Ok(out)
+    }
+}
+
+/// A datastore, as the front-end knows it.
+struct Store {
+    ds: i64,
+    local: bool,
+    /// Under which it is remembered.
+    key: String,
+    path: PathBuf,
+    known: Option<known::Known>,
+}
+
+/// The number of the datastore that a path leads into.
+fn number(root: &Path, path: &str) -> Option<i64> {
+    let first = Path::new(path).strip_prefix(root).ok()?.components().next()?;
+    first.as_os_str().to_str()?.parse().ok()
+}

@@ -1,0 +1,280 @@
+//! `sdm_shared`, `shared`, `qcow2`: datastores that every host sees. With the suffix `ssh` the image's
+//! datastore is shared and the system datastore is the host's own. Contract 3.1, 3.2.
+
+use super::super::op::{self, DiskFormat, Marker, Op};
+use super::{At, Front};
+use crate::one::{
+    self, Cpds, DatastoreDoc, DsDump, FromImage, Leaf, Mkimage, Mkswap, Mv, Mvds, Place, Resize, Snap,
+    TmCall, Vm, VmPath, lcm,
+};
+use crate::sys::{Bytes, Class};
+use crate::verb::refuse;
+use anyhow::{Context as _, Result};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The marker's text of a system datastore that is its host's own.
+const LOCAL: &str = "ssh";
+
+pub(super) fn run(front: &Front<'_>, verb: &str, ssh: bool, call: TmCall) -> Result<String> {
+    let of = Of { front, ssh };
+    match call {
+        TmCall::Clone(c) => of.clone(&c),
+        TmCall::Ln(c) => of.ln(&c),
+        TmCall::Mv(c) => of.mv(&c),
+        TmCall::Mvds(c) => of.mvds(&c),
+        TmCall::Cpds(c) => of.cpds(&c),
+        TmCall::Delete(c) => of.delete(&c),
+        TmCall::Mkimage(c) => of.mkimage(&c),
+        TmCall::Mkswap(c) => of.mkswap(&c),
+        TmCall::SnapCreate(c) => of.snap(&c, Op::SnapCreate),
+        TmCall::SnapDelete(c) => of.snap(&c, Op::SnapDelete),
+        TmCall::SnapRevert(c) => of.snap(&c, Op::SnapRevert),
+        TmCall::Resize(c) => of.resize(&c),
+        TmCall::Monitor(c) => of.monitor(&c.dump),
+        // Here they are hooked in: the context ISO, and snapshots of a running VM.
+        TmCall::Context(_) | TmCall::SnapCreateLive(_) => Err(not_yet(verb)),
+        TmCall::MonitorDs(_) | TmCall::Premigrate(_) | TmCall::Postmigrate(_) | TmCall::Failmigrate(_) => {
+            Err(not_yet(verb))
+        }
+    }
+}
+
+fn not_yet(what: &str) -> anyhow::Error {
+    refuse(Class::Unsupported, format!("{what}: not supported yet; nothing was changed"))
+}
+
+struct Of<'a> {
+    front: &'a Front<'a>,
+    /// The system datastore is the host's own.
+    ssh: bool,
+}
+
+impl Of<'_> {
+    fn ask(&self, at: &VmPath, op: &Op) -> Result<String> {
+        let at = At { host: at.host.as_ref(), dir: &at.dir, local: self.ssh };
+        self.front.ask(&at, op)
+    }
+
+    fn vm(&self, object: one::Object) -> Result<Arc<Vm>> {
+        let vm = self.front.cloud.vm(object.vm);
+        vm.with_context(|| format!("asking for the document of VM {}", object.vm))
+    }
+
+    fn marker(&self) -> Marker {
+        if self.ssh { Marker::Write(LOCAL.to_owned()) } else { Marker::Remove }
+    }
+
+    fn clone(&self, c: &FromImage) -> Result<String> {
+        let image = as_seen(&c.to, &c.image.path)?;
+        let disk = text(&c.to.path());
+        let clone = op::Clone {
+            image,
+            disk,
+            format: DiskFormat::Other,
+            standalone: self.ssh,
+            sparse: true,
+            size_mib: None,
+            original_mib: None,
+            marker: self.marker(),
+        };
+        let Leaf::Disk(id) = c.to.leaf else {
+            // A kernel or a ramdisk is in no document.
+            return self.ask(&c.to, &Op::Clone(clone));
+        };
+        let vm = self.vm(c.object)?;
+        let disk = vm.need_disk(id)?;
+        self.look_at(&c.to, c.object, disk)?;
+        let mib = |b: Option<Bytes>| b.map(Bytes::as_mib_up);
+        let clone = op::Clone {
+            format: format(disk),
+            standalone: self.ssh || disk.qcow2_standalone,
+            sparse: disk.sparse,
+            size_mib: mib(disk.size),
+            original_mib: mib(disk.original_size),
+            ..clone
+        };
+        self.ask(&c.to, &Op::Clone(clone))
+    }
+
+    fn ln(&self, c: &FromImage) -> Result<String> {
+        let Leaf::Disk(id) = c.to.leaf else {
+            return Err(refuse(Class::Usage, format!("{} is no disk", c.to.path().display())));
+        };
+        let vm = self.vm(c.object)?;
+        let disk = vm.need_disk(id)?;
+        self.look_at(&c.to, c.object, disk)?;
+        let (image, path, format) = (as_seen(&c.to, &c.image.path)?, text(&c.to.path()), format(disk));
+        let op = if self.ssh {
+            Op::Pull(op::Pull { image, disk: path, format, marker: self.marker() })
+        } else {
+            Op::Link(op::Link { image, disk: path, format })
+        };
+        self.ask(&c.to, &op)
+    }
+
+    /// What the datastores' attributes ask for and is not done here is said, or refused where something
+    /// would go wrong. A datastore that nobody describes is taken as it is.
+    fn look_at(&self, to: &VmPath, object: one::Object, disk: &one::Disk) -> Result<()> {
+        let warn = self.front.warn;
+        if disk.recovery_snapshot_freq.is_some_and(|f| f > 0) {
+            warn("RECOVERY_SNAPSHOT_FREQ of the disk is ignored: recovery snapshots are not supported");
+        }
+        let image = object.ds.filter(|ds| *ds != to.dir.ds);
+        for ds in image.into_iter().chain([to.dir.ds]) {
+            match self.front.cloud.datastore(ds) {
+                Ok(doc) => self.attributes(&doc)?,
+                Err(e) => warn(&format!("the attributes of datastore {ds} are not known ({e})")),
+            }
+        }
+        Ok(())
+    }
+
+    fn attributes(&self, ds: &DatastoreDoc) -> Result<()> {
+        let id = ds.id;
+        if ds.nfs_auto.is_some() {
+            return Err(not_yet(&format!("datastore {id}: NFS_AUTO_ENABLE")));
+        }
+        if ds.replica_host.is_some() {
+            (self.front.warn)(&format!("REPLICA_HOST of datastore {id} is ignored: not supported"));
+        }
+        if ds.cache_enable {
+            (self.front.warn)(&format!("CACHE_ENABLE of datastore {id} is ignored: not supported"));
+        }
+        Ok(())
+    }
+
+    /// A disk goes with its directory. Where all hosts see both directories, the one at the destination
+    /// moves it.
+    fn mv(&self, c: &Mv) -> Result<String> {
+        if c.to.leaf != Leaf::Dir || (c.from.dir.ds == c.to.dir.ds && !self.ssh) {
+            return Ok(String::new());
+        }
+        if self.ssh && c.from.host != c.to.host {
+            return Err(not_yet("moving a VM between hosts that do not share its system datastore"));
+        }
+        let from = as_seen(&c.to, &c.from.dir.path())?;
+        self.ask(&c.to, &Op::Mv(op::Mv { from, to: text(&c.to.path()) }))
+    }
+
+    fn mvds(&self, c: &Mvds) -> Result<String> {
+        let target = as_seen(&c.disk, &c.image.path)?;
+        if self.ssh {
+            let disk = self.disk(&*self.vm(c.object)?, &c.disk)?;
+            return self.ask(&c.disk, &Op::Store(op::Store { disk, target }));
+        }
+        // Which layout it has, its links tell; no document is needed.
+        let disk = op::Disk { path: text(&c.disk.path()), image: None, format: DiskFormat::Qcow2 };
+        self.ask(&c.disk, &Op::Mvds(op::Mvds { disk, target }))
+    }
+
+    fn cpds(&self, c: &Cpds) -> Result<String> {
+        let vm = self.vm(c.object)?;
+        let live = vm.in_lcm(&[lcm::HOTPLUG_SAVEAS]);
+        if live {
+            let mad = vm.history.as_ref().and_then(|h| h.vm_mad.as_deref()).unwrap_or_default();
+            if mad != "kvm" {
+                let text = format!("saving the disk of a running VM is not supported on {mad:?}");
+                return Err(refuse(Class::Unsupported, text));
+            }
+        }
+        let op = op::Cpds {
+            disk: self.disk(&vm, &c.disk)?,
+            snapshot: c.snapshot.map(i64::from),
+            target: as_seen(&c.disk, &c.image.path)?,
+            live: live && c.snapshot.is_none(),
+        };
+        self.ask(&c.disk, &Op::Cpds(op))
+    }
+
+    fn delete(&self, c: &Place) -> Result<String> {
+        self.ask(&c.at, &Op::Delete(op::Delete { path: text(&c.at.path()) }))
+    }
+
+    fn mkimage(&self, c: &Mkimage) -> Result<String> {
+        if c.format == "swap" {
+            return self.swap(&c.disk, c.size);
+        }
+        let vm = self.vm(c.object)?;
+        let disk = vm.need_disk(c.disk.disk_id().unwrap_or_default())?;
+        // Older cores give the file system in place of the format.
+        let is_format = ["raw", "qcow2"].contains(&c.format.as_str());
+        let (format, fs) =
+            if is_format { (c.format.as_str(), disk.fs.as_deref()) } else { ("raw", Some(&*c.format)) };
+        let op = op::MakeImage {
+            disk: text(&c.disk.path()),
+            size_mib: c.size.as_mib_up(),
+            format: format.to_owned(),
+            fs: fs.map(str::to_owned),
+            sparse: disk.sparse,
+        };
+        self.ask(&c.disk, &Op::MakeImage(op))
+    }
+
+    fn mkswap(&self, c: &Mkswap) -> Result<String> {
+        self.swap(&c.disk, c.size)
+    }
+
+    fn swap(&self, disk: &VmPath, size: Bytes) -> Result<String> {
+        let op = op::MakeSwap { disk: text(&disk.path()), size_mib: size.as_mib_up() };
+        self.ask(disk, &Op::MakeSwap(op))
+    }
+
+    /// In state 59 the VM runs; a disk that it has open is refused by the host until that is done live.
+    fn snap(&self, c: &Snap, op: fn(op::Snap) -> Op) -> Result<String> {
+        let disk = self.disk(&*self.vm(c.object)?, &c.disk)?;
+        self.ask(&c.disk, &op(op::Snap { disk, snapshot: c.snapshot.into() }))
+    }
+
+    fn resize(&self, c: &Resize) -> Result<String> {
+        let vm = self.vm(c.object)?;
+        if vm.in_lcm(&[lcm::DISK_RESIZE]) {
+            // The hypervisor does it.
+            return Ok(String::new());
+        }
+        let sparse = vm.need_disk(c.disk.disk_id().unwrap_or_default())?.sparse;
+        let disk = self.disk(&vm, &c.disk)?;
+        self.ask(&c.disk, &Op::Resize(op::Resize { disk, size_mib: c.size.as_mib_up(), sparse }))
+    }
+
+    fn monitor(&self, dump: &[u8]) -> Result<String> {
+        let dump = DsDump::parse(dump)?;
+        let root = dump.get("DATASTORE_LOCATION").map(PathBuf::from);
+        let root = root.unwrap_or_else(|| self.front.settings.paths.datastores.clone());
+        let ds = dump.request(&root)?.datastore.id;
+        let ds = u32::try_from(ds).ok().context("a datastore without a number")?;
+        // It is a place in the datastore that counts, whatever VM.
+        let dir = one::VmDir { root, ds, vm: 0 };
+        let at = At { host: None, dir: &dir, local: false };
+        self.front.ask(&at, &Op::Monitor(op::Monitor { dir: text(&dir.datastore()), vms: false }))
+    }
+
+    /// The disk with the image that it is or builds on. A copy of its own builds on none.
+    fn disk(&self, vm: &Vm, at: &VmPath) -> Result<op::Disk> {
+        let disk = vm.need_disk(at.disk_id().unwrap_or_default())?;
+        let image = disk.source.as_deref().filter(|_| !self.ssh);
+        let image = image.map(|s| as_seen(at, Path::new(s))).transpose()?;
+        Ok(op::Disk { path: text(&at.path()), image, format: format(disk) })
+    }
+}
+
+/// What OpenNebula has on record; not what the first bytes, which are the guest's, look like.
+fn format(disk: &one::Disk) -> DiskFormat {
+    match disk.format.as_deref().or(disk.driver.as_deref()) {
+        Some("raw") => DiskFormat::Raw,
+        Some("qcow2") => DiskFormat::Qcow2,
+        _ => DiskFormat::Other,
+    }
+}
+
+/// A front-end's path below its datastores as the host of this VM sees it.
+fn as_seen(at: &VmPath, path: &Path) -> Result<String> {
+    let seen = at.dir.translate(path);
+    let seen =
+        seen.ok_or_else(|| refuse(Class::Usage, format!("{} is no image of a datastore", path.display())))?;
+    Ok(text(&seen))
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

@@ -1,0 +1,240 @@
+//! The half on the host that has the storage: a request becomes a job here, is performed, and answered. In
+//! `onesdm agent` on a host, and in the front-end itself for its own paths: one way for both.
+
+use super::op::{Op, perform};
+use crate::config::Settings;
+use crate::host::{Handler, Link, Progress};
+use crate::lock::JobId;
+use crate::sdm::event::What;
+use crate::sdm::job::{Topic, Waits};
+use crate::sdm::known::{self, Storage};
+use crate::sdm::{Domain, Job, Jobs, SdmError, gc};
+use crate::sys::{Bytes, Class, Tools, user};
+use crate::verb::{Ctx, Stopped, class_of, gc_policy, is_no_space, one_line, refuse};
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Receiver;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// What a front-end asks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// As oned calls it, for lists of jobs.
+    pub verb: String,
+    pub op: Op,
+    pub settings: Sent,
+    /// The domain that each datastore is expected to be; `None`: nobody has used it yet.
+    pub domains: BTreeMap<i64, Option<uuid::Uuid>>,
+    /// Those of them that are the host's own.
+    #[serde(default)]
+    pub local: BTreeSet<i64>,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reply {
+    pub text: String,
+    /// The domains that were opened.
+    pub domains: BTreeMap<i64, uuid::Uuid>,
+}
+
+/// The settings of the front-end that count on its hosts, too.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sent {
+    datastores: PathBuf,
+    lock_wait: Duration,
+    cancel_grace: Duration,
+    trash_keep: Duration,
+    done_max: u32,
+    done_days: u32,
+    tool_deadline: Duration,
+    image_max_size: Option<Bytes>,
+    image_allow: Vec<String>,
+    fs_supported: Vec<String>,
+    fs_options: BTreeMap<String, Vec<String>>,
+    data_limit: Option<Bytes>,
+}
+
+impl Sent {
+    pub fn of(s: &Settings) -> Sent {
+        Sent {
+            datastores: s.paths.datastores.clone(),
+            lock_wait: s.lock.wait,
+            cancel_grace: s.cancel.grace,
+            trash_keep: s.trash_keep,
+            done_max: s.job.done_max,
+            done_days: s.job.done_days,
+            tool_deadline: s.tool_deadline,
+            image_max_size: s.image.max_size,
+            image_allow: s.image.allow.clone(),
+            fs_supported: s.fs.supported.clone(),
+            fs_options: s.fs.options.clone(),
+            data_limit: s.data.limit,
+        }
+    }
+
+    /// These over the host's own. Datastores are where the front-end has them, or where this host's own
+    /// settings say, whichever the request is about; nowhere else.
+    fn over(self, own: &Settings, about: &str) -> Settings {
+        let mut s = own.clone();
+        if !Path::new(about).starts_with(&own.paths.datastores) {
+            s.paths.datastores = self.datastores;
+        }
+        s.lock.wait = self.lock_wait;
+        s.cancel.grace = self.cancel_grace;
+        s.trash_keep = self.trash_keep;
+        (s.job.done_max, s.job.done_days) = (self.done_max, self.done_days);
+        s.tool_deadline = self.tool_deadline;
+        (s.image.max_size, s.image.allow) = (self.image_max_size, self.image_allow);
+        (s.fs.supported, s.fs.options) = (self.fs_supported, self.fs_options);
+        s.data.limit = self.data_limit;
+        s
+    }
+}
+
+/// Does what is asked of this host.
+pub struct Server<'a> {
+    pub settings: &'a Settings,
+    pub tools: &'a Tools,
+    pub jobs: &'a Jobs,
+    /// Where a host remembers what is its own, for its collector.
+    pub state: &'a Path,
+    /// In the front-end: the verb's job, which is running already.
+    pub own: Option<&'a Job>,
+}
+
+impl Handler for Server<'_> {
+    /// `null` is a knock on the door.
+    fn handle(&self, job: &str, body: Value, link: &dyn Link) -> Result<Value, (Class, String)> {
+        if body.is_null() {
+            return Ok(Value::Null);
+        }
+        let done = self.serve(job, body, link).and_then(|reply| Ok(serde_json::to_value(reply)?));
+        done.map_err(|e| (class_of(&e), one_line(&e)))
+    }
+}
+
+impl Server<'_> {
+    fn serve(&self, job: &str, body: Value, link: &dyn Link) -> Result<Reply> {
+        let request: Request = serde_json::from_value(body).map_err(|e| {
+            let text = format!("the request is of another version ({e}); install the same on all hosts");
+            refuse(Class::Unsupported, text)
+        })?;
+        let id: JobId =
+            job.parse().map_err(|_| refuse(Class::Usage, format!("job id {job:?} is no UUID")))?;
+        let settings = request.settings.clone().over(self.settings, request.op.object());
+        let ask = Ask { server: self, request: &request, settings: &settings, link };
+        if let Some(job) = self.own {
+            return ask.work(id, job);
+        }
+        let waits = Waits { lock: settings.lock.wait, grace: settings.cancel.grace };
+        let jobs = Jobs { cancel: link.cancel().clone(), waits, ..self.jobs.clone() };
+        let topic = Topic { verb: request.verb.clone(), quiet: request.op.only_reads(), ..Topic::default() };
+        let job = jobs.start(id, topic);
+        let news = job.listen();
+        let done = std::thread::scope(|s| {
+            s.spawn(move || relay(news, link));
+            let done = ask.work(id, &job);
+            job.hush();
+            done
+        });
+        // A child that got the same signal reports its own death.
+        let stopped = jobs.cancel.is_requested();
+        let done = done.map_err(|e| if stopped { e.context(Stopped) } else { e });
+        match &done {
+            Ok(_) => job.succeed(),
+            Err(e) => job.fail(class_of(e), &one_line(e)),
+        }
+        done
+    }
+}
+
+/// Tells the front-end how it goes, until there is no more to be told.
+fn relay(news: Receiver<What>, link: &dyn Link) {
+    for what in news {
+        match what {
+            What::Progress { phase, bytes, total } => link.progress(Progress { phase, done: bytes, total }),
+            What::Warning { text } => link.log(true, &text),
+            _ => {}
+        }
+    }
+}
+
+struct Ask<'a> {
+    server: &'a Server<'a>,
+    request: &'a Request,
+    settings: &'a Settings,
+    link: &'a dyn Link,
+}
+
+impl Ask<'_> {
+    fn work(&self, id: JobId, job: &Job) -> Result<Reply> {
+        let seen: Mutex<BTreeMap<i64, (PathBuf, uuid::Uuid)>> = Mutex::default();
+        let open = |dir: &Path, ds: i64| {
+            let domain = self.open(dir, ds)?;
+            let place = (dir.to_owned(), domain.header.id);
+            seen.lock().unwrap_or_else(PoisonError::into_inner).insert(ds, place);
+            Ok(domain)
+        };
+        let ready = || {
+            if self.link.ready() {
+                return Ok(());
+            }
+            Err(refuse(Class::Cancelled, "the front-end did not say that it counts; it was undone"))
+        };
+        let (tools, jobs) = (self.server.tools, &job.jobs);
+        // Asked again under the same id, it is the same request, wherever the id came from.
+        let ctx = Ctx {
+            settings: self.settings,
+            tools,
+            jobs,
+            job: id,
+            repeatable: true,
+            open: &open,
+            ready: &ready,
+        };
+        let mut done = perform(&self.request.op, &ctx, job);
+        let opened = || seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // What is only kept makes room before anybody is told that there is none.
+        if done.as_ref().is_err_and(is_no_space) && self.make_room(&opened(), job) {
+            done = perform(&self.request.op, &ctx, job);
+        }
+        let text = done?.text;
+        Ok(Reply { text, domains: opened().into_iter().map(|(ds, (_, id))| (ds, id)).collect() })
+    }
+
+    fn open(&self, dir: &Path, ds: i64) -> Result<Domain, SdmError> {
+        let owned = if dir.exists() { dir } else { dir.parent().unwrap_or(dir) };
+        user::become_owner(owned)
+            .map_err(|source| SdmError::Io { what: owned.display().to_string(), source })?;
+        // What the request does not name is used as it is, and not made.
+        let Some(expected) = self.request.domains.get(&ds) else { return Domain::open_dir(dir) };
+        let is_local = self.request.local.contains(&ds);
+        let storage = if is_local { Storage::Local } else { Storage::Shared };
+        let domain = known::open_as(dir, *expected, storage)?;
+        if is_local && expected.is_some_and(|e| e != domain.header.id) {
+            let text = format!("{} was empty and is a new storage domain now", dir.display());
+            self.link.log(true, &text);
+        }
+        if is_local && self.server.own.is_none() && *expected != Some(domain.header.id) {
+            known::note(self.server.state, &ds.to_string(), dir, domain.header.id, false);
+        }
+        Ok(domain)
+    }
+
+    /// Deletes all tombstones where the request worked, kept ones too; whether that freed anything.
+    fn make_room(&self, opened: &BTreeMap<i64, (PathBuf, uuid::Uuid)>, job: &Job) -> bool {
+        let policy = gc::Policy { short: true, ..gc_policy(self.settings) };
+        let free = |dir: &Path| Domain::open_dir(dir).and_then(|d| gc::collect(&d, job, &policy));
+        let freed = opened.values().map(|(dir, _)| free(dir));
+        // All of them, also after the first that freed something.
+        freed.filter(|r| r.as_ref().is_ok_and(|r| r.done.iter().any(|f| f.bytes.0 > 0))).count() > 0
+    }
+}
