@@ -3,6 +3,7 @@
 use std::io;
 
 use super::{Algo, Compression};
+use crate::sys::effect::Failure;
 use crate::sys::{Bytes, Class};
 
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +61,12 @@ pub enum DataError {
     /// A thread of the pipeline died of a bug.
     #[error("a worker thread died")]
     Died,
+}
+
+impl Failure for DataError {
+    fn of(e: rustix::io::Errno) -> DataError {
+        DataError::Io { doing: "writing", source: e.into() }
+    }
 }
 
 impl DataError {

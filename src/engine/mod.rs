@@ -15,6 +15,7 @@ pub mod file;
 pub mod mem;
 
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
+use crate::sys::effect::Failure;
 use crate::sys::{Bytes, Class};
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Debug, Display};
@@ -251,6 +252,12 @@ pub enum EngineError {
     Unsupported { engine: &'static str, what: &'static str },
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
+}
+
+impl Failure for EngineError {
+    fn of(e: rustix::io::Errno) -> EngineError {
+        EngineError::Io { what: "storage".to_owned(), source: e.into() }
+    }
 }
 
 impl EngineError {

@@ -1,6 +1,8 @@
 //! Every step that changes storage passes through `step`. In the test build (`failpoints`) the n-th
-//! step can kill the process before or after it happens, and the steps are written to a log from
-//! which the tests rebuild what a power loss would have left. In other builds it is the bare call.
+//! step can kill the process before or after it happens, or fail, and the steps are written to a log
+//! from which the tests rebuild what a power loss would have left. In other builds it is the bare call.
+
+use rustix::io::Errno;
 
 /// What kind of change a step makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,15 +24,36 @@ pub enum Effect {
     Child,
 }
 
+/// An error of a step, as it would be had the system answered this; the test build makes it up.
+pub trait Failure {
+    fn of(e: Errno) -> Self;
+}
+
+impl Failure for Errno {
+    fn of(e: Errno) -> Errno {
+        e
+    }
+}
+
+impl Failure for std::io::Error {
+    fn of(e: Errno) -> std::io::Error {
+        e.into()
+    }
+}
+
 /// Runs `op`, one change of storage described by `what` (paths, for the log).
 #[cfg(not(feature = "failpoints"))]
 #[inline]
-pub fn step<T>(_effect: Effect, _what: &[&std::path::Path], op: impl FnOnce() -> T) -> T {
+pub fn step<T, E: Failure>(
+    _effect: Effect,
+    _what: &[&std::path::Path],
+    op: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
     op()
 }
 
 #[cfg(feature = "failpoints")]
-pub use armed::{bug, step};
+pub use armed::{bug, crash, step};
 
 /// Whether the test build was asked to misbehave in this named way.
 #[cfg(not(feature = "failpoints"))]
@@ -39,25 +62,95 @@ pub fn bug(_name: &str) -> bool {
     false
 }
 
+/// Whether the test build was asked to kill the program that is being started.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub fn crash() -> bool {
+    false
+}
+
 #[cfg(feature = "failpoints")]
+#[expect(unsafe_code, reason = "a signal is ignored")]
 mod armed {
-    use super::Effect;
-    use rustix::process::{Signal, getpid, kill_process};
+    use super::{Effect, Errno, Failure};
+    use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, kill_process, setrlimit};
     use std::io::Write as _;
     use std::os::unix::fs::MetadataExt as _;
     use std::path::{Path, PathBuf};
     use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     struct Arms {
         /// Kill before (`false`) or after (`true`) this step.
         kill: Option<(u64, bool)>,
         /// Stop, as a paused machine does, before this step.
         stop: Option<u64>,
+        fail: Option<Fail>,
         log: Option<PathBuf>,
         /// Where to write down what a power loss would need: see `Snap`.
         snap: Option<Snap>,
         bug: Option<String>,
+    }
+
+    /// `ONESDM_TEST_FAIL`: `7:ENOSPC`, step 7 is not done and answers this; `7-:EROFS`, so does every later
+    /// one; `7:short=100`, in step 7 no file grows beyond 100 bytes, by the kernel's own limit, neither
+    /// by us nor by the program it runs; `7:crash`, that program is killed at work.
+    struct Fail {
+        at: u64,
+        stays: bool,
+        how: How,
+    }
+
+    #[derive(Clone, Copy)]
+    enum How {
+        Errno(Errno),
+        Short(u64),
+        Crash,
+    }
+
+    const ERRNOS: [(&str, Errno); 8] = [
+        ("ENOSPC", Errno::NOSPC),
+        ("EDQUOT", Errno::DQUOT),
+        ("EIO", Errno::IO),
+        ("ESTALE", Errno::STALE),
+        ("EROFS", Errno::ROFS),
+        ("EINTR", Errno::INTR),
+        ("EACCES", Errno::ACCESS),
+        ("ETIMEDOUT", Errno::TIMEDOUT),
+    ];
+
+    impl Fail {
+        fn parse(text: &str) -> Option<Fail> {
+            let (at, how) = text.split_once(':')?;
+            let (at, stays) = at.strip_suffix('-').map_or((at, false), |at| (at, true));
+            let how = match how.split_once('=') {
+                Some(("short", bytes)) => How::Short(bytes.parse().ok()?),
+                None if how == "crash" => How::Crash,
+                _ => How::Errno(ERRNOS.iter().find(|(name, _)| *name == how)?.1),
+            };
+            Some(Fail { at: at.parse().ok()?, stays, how })
+        }
+
+        fn meets(&self, n: u64) -> bool {
+            n == self.at || self.stays && n > self.at
+        }
+    }
+
+    /// Runs `op` while no file may grow beyond so many bytes.
+    fn short<T>(bytes: u64, op: impl FnOnce() -> T) -> T {
+        // SAFETY: ignoring a signal installs no handler and touches no memory of ours.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+        let before = getrlimit(Resource::Fsize);
+        let _ = setrlimit(Resource::Fsize, Rlimit { current: Some(bytes), ..before });
+        let out = op();
+        let _ = setrlimit(Resource::Fsize, before);
+        out
+    }
+
+    static CRASH: AtomicBool = AtomicBool::new(false);
+
+    pub fn crash() -> bool {
+        CRASH.swap(false, Ordering::SeqCst)
     }
 
     static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -71,9 +164,10 @@ mod armed {
                 Some((n.parse().ok()?, after == "after"))
             });
             let stop = std::env::var("ONESDM_TEST_STOP").ok().and_then(|v| v.parse().ok());
+            let fail = std::env::var("ONESDM_TEST_FAIL").ok().and_then(|v| Fail::parse(&v));
             let log = std::env::var_os("ONESDM_TEST_LOG").map(Into::into);
             let snap = std::env::var_os("ONESDM_TEST_SNAP").map(|d| Snap(d.into()));
-            Arms { kill, stop, log, snap, bug: std::env::var("ONESDM_TEST_BUG").ok() }
+            Arms { kill, stop, fail, log, snap, bug: std::env::var("ONESDM_TEST_BUG").ok() }
         })
     }
 
@@ -87,7 +181,11 @@ mod armed {
         std::process::abort()
     }
 
-    pub fn step<T>(effect: Effect, what: &[&Path], op: impl FnOnce() -> T) -> T {
+    pub fn step<T, E: Failure>(
+        effect: Effect,
+        what: &[&Path],
+        op: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
         let arms = arms();
         let n = COUNT.fetch_add(1, Ordering::SeqCst) + 1;
         if let Some(log) = &arms.log {
@@ -101,7 +199,17 @@ mod armed {
             die()
         }
         let before = arms.snap.as_ref().map(|s| s.before(effect, what));
-        let out = op();
+        let out = match &arms.fail {
+            Some(fail) if fail.meets(n) => match fail.how {
+                How::Errno(e) => Err(E::of(e)),
+                How::Short(bytes) => short(bytes, op),
+                How::Crash => {
+                    CRASH.store(true, Ordering::SeqCst);
+                    op()
+                }
+            },
+            _ => op(),
+        };
         if let (Some(snap), Some(before)) = (&arms.snap, before) {
             snap.after(n, effect, what, &before);
         }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open};
 
-use super::effect::{Effect, step};
+use super::effect::{Effect, crash, step};
 use super::{Cancel, Class};
 
 /// Where programs are looked for, in this order; also the `PATH` they are given.
@@ -195,9 +195,11 @@ impl Tools {
         if opts.deadline.is_zero() {
             return Err(ToolError::Deadline { tool, after: opts.deadline });
         }
-        let begin = Instant::now();
+        let (begin, writes) = (Instant::now(), opts.writes);
         tracing::debug!(%tool, ?args, "tool starts");
-        let out = step(Effect::Child, opts.writes, || supervise(tool, path, args, &mut opts));
+        let io = |source| Err(ToolError::Io { tool, what: "starting it", source });
+        let run = || Ok(supervise(tool, path, args, &mut opts));
+        let out = step(Effect::Child, writes, run).unwrap_or_else(io);
         let ms = begin.elapsed().as_millis();
         match &out {
             Ok(o) => tracing::debug!(%tool, status = o.status, ms, "tool ended"),
@@ -290,6 +292,10 @@ fn supervise(tool: Tool, path: &Path, args: &[&OsStr], opts: &mut Run<'_>) -> Re
     let (mut kept, mut cut, mut tail) = (Vec::new(), false, Vec::new());
     let mut buf = vec![0; 1 << 16];
     let mut pause = Duration::from_millis(1);
+    if crash() {
+        nap(&mut [], Duration::from_millis(3));
+        let _ = running.child.kill();
+    }
     let status = loop {
         let exited = running.child.try_wait().map_err(io("waiting for it"))?;
         let got = drain(&mut stdout, &mut buf, |data| {
