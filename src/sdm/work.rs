@@ -1,6 +1,7 @@
 //! A job that makes something: a staging area, slabs in it, and one commit that makes them visible.
 //! Dropped uncommitted, it takes back all it made; killed, it leaves what the collector takes back.
 
+use super::event::What;
 use super::record::{self, Commit, FORMAT, Intent, Step};
 use super::{Domain, Job, Result, SdmError, settle};
 use crate::engine::{Access, Engine, EngineError, Grave, Identity, Name, Place, Record, Spec};
@@ -131,10 +132,8 @@ impl<'a> Work<'a> {
     /// Makes a slab's content durable. An error is final for the slab.
     pub fn flush(&self, slab: &Slab) -> Result<()> {
         match &slab.file {
-            Some(f) => fs::sync_file(f, &slab.path).map_err(|source| SdmError::Io {
-                what: format!("flushing {}", self.job.topic.object),
-                source,
-            }),
+            Some(f) => fs::sync_file(f, &slab.path)
+                .map_err(|source| SdmError::Io { what: format!("flushing {}", slab.path.display()), source }),
             None => Ok(self.domain.engine.flush(&self.owner, slab.n)?),
         }
     }
@@ -188,13 +187,28 @@ impl<'a> Work<'a> {
         if engine.record(job, Record::Intent)?.is_none() {
             return Err(SdmError::Fenced(job));
         }
-        first_step(engine, &lock, &commit)?;
+        if let Err(e) = first_step(engine, &lock, &commit) {
+            // Look again before believing it: what failed may be a flush, or only the answer.
+            match is_taken(engine, &commit) {
+                Ok(Some(true)) => {}
+                Ok(Some(false)) => return Err(e),
+                // It cannot be told. What is staged may be the old object, so whoever settles decides.
+                Ok(None) | Err(_) => {
+                    self.committed = !matches!(e, SdmError::Fenced(_));
+                    return Err(e);
+                }
+            }
+        }
         if bug("swap-steps") {
             decide()?;
         }
         self.committed = true;
         finish(engine, &lock, &commit)?;
-        engine.close(&self.owner)?;
+        if let Err(e) = engine.close(&self.owner) {
+            // All is done and durable; whoever settles writes that down.
+            self.job.tell(What::Warning { text: format!("left for the collector: {e}") });
+            return Ok(());
+        }
         drop(lock);
         settle::clean_up(self.domain, &self.owner, self.job);
         Ok(())
@@ -328,6 +342,17 @@ pub(super) fn decided(engine: &dyn Engine, commit: &Commit) -> Result<Option<boo
         // A removal with a durable record is a decision: nothing is staged that could be taken away.
         None | Some(Step::Bury { .. }) => Some(true),
     })
+}
+
+/// Whether the first step was taken, as far as what is there tells.
+fn is_taken(engine: &dyn Engine, commit: &Commit) -> Result<Option<bool>> {
+    match commit.steps.first() {
+        Some(Step::Bury { name, id, .. }) => {
+            let there = engine.look(&Place::Public(name.clone()))?;
+            Ok(Some(there.is_none_or(|o| o.id != *id)))
+        }
+        _ => decided(engine, commit),
+    }
 }
 
 /// A path as text, for tools; ours are text by construction.
