@@ -123,6 +123,7 @@ impl World {
                 Ok(answer)
             }
             Err(e) => {
+                let e = verb::about(e, &job);
                 // A child that got the same signal reports its own death.
                 let e = match &self.jobs.cancel {
                     c if c.is_expired() => e.context(verb::Stopped::Late),

@@ -303,6 +303,11 @@ impl Job {
         r.save();
     }
 
+    /// What it is about, as far as that is known yet.
+    pub fn named(&self) -> String {
+        self.shared.lock().info.object.clone()
+    }
+
     pub fn phase(&self, phase: &'static str) {
         data::Progress::phase(&*self.shared, phase);
     }

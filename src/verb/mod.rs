@@ -85,6 +85,15 @@ pub enum Stopped {
     Late,
 }
 
+/// A failure with what it was about in front, unless its line says so anyway.
+pub fn about(e: anyhow::Error, job: &Job) -> anyhow::Error {
+    let object = job.named();
+    if object.is_empty() || one_line(&e).contains(&object) {
+        return e;
+    }
+    e.context(format!("{} of {object}", job.topic.verb))
+}
+
 /// Whether a failure came of a full disk, wherever it was met.
 pub fn is_no_space(e: &anyhow::Error) -> bool {
     e.chain().any(|c| {

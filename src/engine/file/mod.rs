@@ -31,7 +31,8 @@ struct Spot {
 
 fn io_error(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> EngineError {
     move |source| match Errno::from_io_error(&source) {
-        Some(Errno::NOSPC | Errno::DQUOT) => EngineError::NoSpace(what.to_string()),
+        Some(Errno::NOSPC) => EngineError::NoSpace(what.to_string()),
+        Some(Errno::DQUOT) => EngineError::NoSpace(format!("{what}: its disk quota is used up")),
         Some(Errno::XDEV) => EngineError::Crosses(what.to_string()),
         Some(Errno::EXIST | Errno::NOTEMPTY) => EngineError::Exists(what.to_string()),
         Some(Errno::NOENT | Errno::NOTDIR) => EngineError::Absent(what.to_string()),
