@@ -5,7 +5,7 @@
 
 use crate::bed::{Bed, names};
 use crate::fsbed::{Fs, Kind};
-use crate::scenes::{self, Scene};
+use crate::scenes::{self, Scene, Stage};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -61,16 +61,21 @@ pub fn point(
     if !killed.killed() {
         return stage.done(&killed).map(|()| false); // this run took fewer steps
     }
-    stage.oracle.between(&stage.before, &stage.after).map_err(|e| format!("right after the kill: {e}"))?;
+    aftermath(scene, &bed, &stage, domain).map(|()| true)
+}
+
+/// Whatever a call came to: old or new, collected without a rest, and done by the same call made again.
+pub fn aftermath(scene: &Scene, bed: &Bed, stage: &Stage<'_>, domain: bool) -> Result<(), String> {
+    stage.oracle.between(&stage.before, &stage.after).map_err(|e| format!("right after it: {e}"))?;
     let gc = || bed.onesdm(&["gc"]).run().answer().map_err(|e| format!("gc: {e}"));
     let check = || bed.onesdm(&["check"]).run().answer().map_err(|e| format!("check: {e}"));
     gc()?;
     check()?;
     stage.oracle.either(&stage.before, &stage.after).map_err(|e| format!("after gc: {e}"))?;
     if domain {
-        swept(&bed)?; // a domain that was being made may not be known yet
+        swept(bed)?; // a domain that was being made may not be known yet
     }
-    let again = scene.call(&stage).run();
+    let again = scene.call(stage).run();
     let is_done = stage.oracle.compare(&stage.after).is_ok();
     // What is done already may be refused, as long as the line says so.
     let refused = is_done && again.failure(Some(3)).is_ok();
@@ -80,8 +85,7 @@ pub fn point(
     gc()?;
     check()?;
     stage.oracle.compare(&stage.after).map_err(|e| format!("at the end: {e}"))?;
-    swept(&bed)?;
-    Ok(true)
+    swept(bed)
 }
 
 /// After a collection nothing of ours is left but what is kept on purpose.

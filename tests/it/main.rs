@@ -27,6 +27,7 @@ mod docs;
 mod doctor;
 mod dumps;
 mod exit0;
+mod fail;
 mod failures;
 mod fight;
 mod fsbed;

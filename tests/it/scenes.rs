@@ -25,6 +25,7 @@ pub struct Stage<'a> {
 }
 
 const ID: u32 = 7;
+const EXISTING: &str = "0123456789abcdef0123456789abcdef";
 const KIB: u64 = 768;
 const REGTIME: u64 = 1_795_168_000;
 
@@ -59,6 +60,15 @@ impl Stage<'_> {
         self.oracle.compare(&self.after)
     }
 
+    /// Whether a line says what it is about: the image, the file given as its source, or the datastore.
+    pub fn names_object(&self, line: &str) -> bool {
+        let store = self.bed.store_path(100).display().to_string();
+        let new = doc::image_name(REGTIME, ID);
+        [EXISTING, &new, "datastore 100", &store, self.bed.images().to_str().unwrap()]
+            .iter()
+            .any(|n| line.contains(n))
+    }
+
     fn path(&self, name: &str) -> std::path::PathBuf {
         self.bed.store_path(100).join(name)
     }
@@ -85,7 +95,7 @@ impl Stage<'_> {
 
     /// An image already in the datastore, with two snapshots if asked for.
     fn existing(&mut self, format: &str, snapshots: bool) -> &'static str {
-        let name = "0123456789abcdef0123456789abcdef";
+        let name = EXISTING;
         let (image, snap) = (self.path(name), self.path(&format!("{name}.snap")));
         if format == "qcow2" {
             guest::make_qcow2(&self.source("src.raw"), &image);

@@ -1,0 +1,90 @@
+//! Each effect of every verb fails as a system can let it fail: full, over quota, broken, stale, read-only,
+//! interrupted, too slow, written in part, a helper that gives up or dies half-way. Then the verb either
+//! did all it was asked or says in one line what failed, on what and why; and what it leaves is old or new,
+//! collected without a rest, and done by the same call made again. `ONESDM_FULL=1`: everything at every effect.
+
+use crate::kill::{aftermath, effects, full, ready};
+use crate::scenes::{self, Scene};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// A way to fail, and what the line must say of it.
+type Way = (&'static str, &'static [&'static str]);
+
+const NO_SPACE: &[&str] = &["No space", "no space"];
+const TOO_LARGE: &[&str] = &["File too large", "qemu-img", "mkfs", "mkswap"];
+
+const ERRORS: [Way; 8] = [
+    (":ENOSPC", NO_SPACE),
+    ("-:EIO", &["Input/output error"]),
+    (":EDQUOT", &["quota"]),
+    ("-:EROFS", &["Read-only file system"]),
+    (":EIO", &["Input/output error"]),
+    (":EINTR", &["Interrupted"]),
+    ("-:ESTALE", &["Stale file handle"]),
+    (":ETIMEDOUT", &["timed out"]),
+];
+
+/// Only these write data that can come out short.
+const WRITES: [Way; 2] = [(":short=100", TOO_LARGE), (":short=65536", TOO_LARGE)];
+const CHILD: [Way; 3] = [(":short=100", TOO_LARGE), (":short=65536", TOO_LARGE), (":crash", &["signal 9"])];
+
+/// How an effect of this kind can fail.
+fn ways(effect: &str) -> Vec<Way> {
+    let special: &[Way] = match effect {
+        "Write" => &WRITES,
+        "Child" => &CHILD,
+        _ => &[],
+    };
+    special.iter().chain(&ERRORS).copied().collect()
+}
+
+/// Lets one step fail and puts everything to the test; whether the call failed.
+fn point(scene: &Scene, domain: bool, at: &str, says: &[&str]) -> Result<bool, String> {
+    let bed = ready(None, domain);
+    let stage = scene.stage(&bed);
+    let done = scene.call(&stage).env("ONESDM_TEST_FAIL", at).run();
+    let failed = done.code != Some(0);
+    if failed {
+        let line = done.failure(None)?;
+        if !says.iter().any(|s| line.contains(s)) {
+            return Err(format!("the line does not say why ({says:?}): {line}"));
+        }
+        if !stage.names_object(&line) {
+            return Err(format!("the line does not say on what: {line}"));
+        }
+    } else {
+        stage.done(&done).map_err(|e| format!("it said success: {e}"))?;
+    }
+    aftermath(scene, &bed, &stage, domain)?;
+    Ok(failed)
+}
+
+#[test]
+fn failing_at_every_effect() {
+    let (began, mut wrong) = (Instant::now(), Vec::new());
+    let (mut sum, mut failed) = (0, 0);
+    let first = scenes::all().swap_remove(0);
+    let all = scenes::all().into_iter().map(|s| (s, true)).chain([(first, false)]);
+    for (at, (scene, domain)) in all.enumerate() {
+        let mut points: BTreeMap<&str, usize> = BTreeMap::new();
+        for (n, effect) in effects(&scene, None, domain).iter().enumerate() {
+            let ways = ways(effect);
+            // One way at every other effect, in turn, so that a kind of effect meets all of them somewhere.
+            let turn = (at + n / 2) % ways.len();
+            let mine = if full() { 0..ways.len() } else { turn..turn + (at + n) % 2 };
+            for (how, says) in &ways[mine] {
+                match point(&scene, domain, &format!("{}{how}", n + 1), says) {
+                    Ok(f) => failed += usize::from(f),
+                    Err(e) => wrong.push(format!("{} {}{how} ({effect}): {e}", scene.name, n + 1)),
+                }
+                *points.entry(how.trim_start_matches(['-', ':'])).or_default() += 1;
+                sum += 1;
+            }
+        }
+        let points: String = points.iter().map(|(k, n)| format!("{k} {n}  ")).collect();
+        println!("{:24} {points}", scene.name);
+    }
+    println!("{sum} points in {:.0?}, the verb failed at {failed}", began.elapsed());
+    assert!(wrong.is_empty(), "{} of {sum} points were wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
