@@ -123,13 +123,7 @@ impl World {
                 Ok(answer)
             }
             Err(e) => {
-                let e = verb::about(e, &job);
-                // A child that got the same signal reports its own death.
-                let e = match &self.jobs.cancel {
-                    c if c.is_expired() => e.context(verb::Stopped::Late),
-                    c if c.is_requested() => e.context(verb::Stopped::Asked),
-                    _ => e,
-                };
+                let e = verb::stopped(&self.jobs.cancel, verb::about(e, &job));
                 job.fail(verb::class_of(&e), &verb::one_line(&e));
                 Err(e)
             }

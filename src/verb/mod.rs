@@ -16,7 +16,7 @@ use crate::image::{ImageError, Qemu};
 use crate::lock::{JobId, LockError};
 use crate::one::OneError;
 use crate::sdm::{Domain, Job, Jobs, SdmError, gc};
-use crate::sys::{Class, ToolError, Tools};
+use crate::sys::{Cancel, Class, ToolError, Tools};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::Duration;
@@ -92,6 +92,15 @@ pub fn about(e: anyhow::Error, job: &Job) -> anyhow::Error {
         return e;
     }
     e.context(format!("{} of {object}", job.topic.verb))
+}
+
+/// Says so of a failure that came of having to stop: a child that got the same signal reports its own death.
+pub fn stopped(cancel: &Cancel, e: anyhow::Error) -> anyhow::Error {
+    match cancel {
+        c if c.is_expired() => e.context(Stopped::Late),
+        c if c.is_requested() => e.context(Stopped::Asked),
+        _ => e,
+    }
 }
 
 /// Whether a failure came of a full disk, wherever it was met.

@@ -10,7 +10,7 @@ use crate::sdm::job::{Topic, Waits};
 use crate::sdm::known::{self, Storage};
 use crate::sdm::{Domain, Job, Jobs, SdmError, gc};
 use crate::sys::{Bytes, Class, Tools, user};
-use crate::verb::{Ctx, Stopped, class_of, gc_policy, is_no_space, one_line, refuse};
+use crate::verb::{Ctx, class_of, gc_policy, is_no_space, one_line, refuse, stopped};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -145,9 +145,7 @@ impl Server<'_> {
             job.hush();
             done
         });
-        // A child that got the same signal reports its own death.
-        let stopped = jobs.cancel.is_requested();
-        let done = done.map_err(|e| if stopped { e.context(Stopped) } else { e });
+        let done = done.map_err(|e| stopped(&jobs.cancel, e));
         match &done {
             Ok(_) => job.succeed(),
             Err(e) => job.fail(class_of(e), &one_line(e)),
