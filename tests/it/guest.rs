@@ -6,7 +6,6 @@ use sha2::Digest as _;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -76,13 +75,17 @@ fn qemu_img(words: &[&str], paths: &[&Path]) -> Result<String, String> {
 
 /// Digest of the bytes of a raw file.
 pub fn digest(path: &Path) -> Result<Data, String> {
-    let mut file = std::fs::File::open(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let file = std::fs::File::open(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    digest_of(file).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+pub fn digest_of(mut file: impl std::io::Read) -> std::io::Result<Data> {
     let mut hash = sha2::Sha256::new();
     let mut block = vec![0u8; 64 << 10];
     for n in 0u64.. {
         let mut len = 0;
         while len < block.len() {
-            match file.read(&mut block[len..]).map_err(|e| format!("{}: {e}", path.display()))? {
+            match file.read(&mut block[len..])? {
                 0 => break,
                 got => len += got,
             }

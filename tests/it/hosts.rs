@@ -87,6 +87,21 @@ impl Cloud {
         self.ok(&[&["exec", host], command].concat())
     }
 
+    /// The host's init, as this machine sees it.
+    fn pid(&self, host: &str) -> Pid {
+        let text = std::fs::read_to_string(self.dir.join(format!("{host}.pid"))).unwrap();
+        Pid::from_raw(text.trim().parse().unwrap()).unwrap()
+    }
+
+    /// A command on a host, to be run by whoever is on none: no shell in between.
+    pub fn command(&self, host: &str, words: &[&str]) -> Command {
+        let mut command = Command::new("nsenter");
+        let pid = self.pid(host).as_raw_nonzero().to_string();
+        command.args(["-t", &pid, "-m", "-u", "-i", "-n", "-p", "--wd=/", "--"]).args(words);
+        command.stdin(Stdio::null());
+        command
+    }
+
     pub fn write(&self, host: &str, path: &str, text: &str) {
         self.inside(host, || {
             std::fs::create_dir_all(Path::new(path).parent().unwrap()).unwrap();
@@ -102,8 +117,7 @@ impl Cloud {
     /// Runs code of the test on a host: in its network, mounts and name, on a thread of its own.
     #[expect(unsafe_code, reason = "entering namespaces")]
     pub fn inside<T: Send>(&self, host: &str, f: impl FnOnce() -> T + Send) -> T {
-        let pid = Pid::from_raw(self.ok(&["pid", host]).parse().unwrap()).unwrap();
-        let fd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        let fd = pidfd_open(self.pid(host), PidfdFlags::empty()).unwrap();
         std::thread::scope(|s| {
             let run = s.spawn(|| {
                 // SAFETY: this thread's own working directory and root; no descriptor is touched.

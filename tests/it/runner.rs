@@ -1,0 +1,330 @@
+//! A small look-alike of oned's driver runner on the bed of hosts, and a model of one VM: what its disks and
+//! snapshots hold, and which files that makes by the contract's section 3.0.4.
+
+use crate::guest::{self, Reader};
+use crate::hosts::Cloud;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+pub const STORES: &str = "/var/lib/one/datastores";
+const REMOTES: &str = "/var/lib/one/remotes";
+pub const MIB: usize = 1 << 20;
+
+/// A front-end whose transfer drivers are ours, and two hosts. All see all datastores, except those in
+/// `local`, which each has its own of.
+pub fn cloud(shared: &[u32]) -> Cloud {
+    let dirs: Vec<String> = shared.iter().map(|ds| format!("{STORES}/{ds}")).collect();
+    let options: Vec<&str> = dirs.iter().flat_map(|d| ["-s", d.as_str()]).collect();
+    let cloud = Cloud::up(&options, &["h1", "h2"]);
+    for host in ["h1", "h2"] {
+        cloud.place_agent(host, "--silence 3 --orphan-grace 1");
+    }
+    let program = crate::bed::program();
+    let links = cloud.on("fe", &[program.to_str().unwrap(), "generate", "remotes"]);
+    cloud.inside("fe", || {
+        for link in links.lines().filter(|l| l.starts_with("tm/")) {
+            for driver in ["sdm_shared", "shared", "qcow2"] {
+                let at = Path::new(REMOTES).join(link.replace("sdm_shared", driver));
+                std::fs::create_dir_all(at.parent().unwrap()).unwrap();
+                std::os::unix::fs::symlink(&program, at).unwrap();
+            }
+        }
+        for dir in ["/var/lib/one/xml", "/etc/one"] {
+            std::fs::create_dir_all(dir).unwrap();
+        }
+    });
+    cloud.write(
+        "fe",
+        "/etc/one/onesdm.toml",
+        "[ssh]\nconnect = \"2s\"\nsilence = \"3s\"\n[lock]\nwait = \"10s\"\n",
+    );
+    for ds in [100, 101, 102] {
+        let doc = format!("<DATASTORE><ID>{ds}</ID><NAME>d</NAME><TEMPLATE></TEMPLATE></DATASTORE>");
+        cloud.write("fe", &format!("/var/lib/one/xml/datastore-{ds}.xml"), &doc);
+    }
+    cloud
+}
+
+/// The words that run a driver as oned does: its environment, its own process group, stdin from a file.
+pub fn words(cloud: &Cloud, driver: &str, verb: &str, stdin: &str, args: &[String]) -> Vec<String> {
+    cloud.write("fe", "/tmp/stdin", stdin);
+    let dir = Path::new(REMOTES).join("tm").join(driver);
+    // What follows the last dot goes when there is no such file.
+    let plain = verb.rsplit_once('.').map_or(verb, |(plain, _)| plain);
+    let verb = if cloud.inside("fe", || dir.join(verb).exists()) { verb } else { plain };
+    let head = ["env", "-i", "HOME=/root", "PATH=/usr/bin:/bin", "ONESDM_XML_DIR=/var/lib/one/xml"];
+    let run = ["setsid", "-w", "sh", "-c", "exec \"$@\" < /tmp/stdin", "sh"];
+    let mut words: Vec<String> = head.iter().chain(&run).map(|w| (*w).to_owned()).collect();
+    words.push(dir.join(verb).to_str().unwrap().to_owned());
+    words.extend_from_slice(args);
+    words
+}
+
+pub fn call(cloud: &Cloud, driver: &str, verb: &str, stdin: &str, args: &[String]) -> Output {
+    let words = words(cloud, driver, verb, stdin, args);
+    cloud.command("fe", &words.iter().map(String::as_str).collect::<Vec<_>>()).output().unwrap()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Raw,
+    Qcow2,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        if self == Kind::Raw { "raw" } else { "qcow2" }
+    }
+}
+
+/// A disk: what its guest sees, and what each snapshot shows.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    pub kind: Kind,
+    pub image: Option<String>,
+    pub persistent: bool,
+    pub content: Vec<u8>,
+    pub snaps: BTreeMap<u32, Vec<u8>>,
+    /// qcow2: the layer that it writes to. `None`: no layout.
+    pub active: Option<u32>,
+}
+
+/// One VM on the bed, and where it is.
+pub struct Vm<'a> {
+    pub cloud: &'a Cloud,
+    pub driver: &'static str,
+    pub id: u32,
+    pub host: &'static str,
+    pub ds: u32,
+    pub before: Option<u32>,
+    pub lcm: u32,
+    pub disks: BTreeMap<u32, Disk>,
+    /// Images by name.
+    pub images: BTreeMap<String, (Kind, Vec<u8>)>,
+    letter: u8,
+}
+
+pub fn source(name: &str) -> String {
+    format!("{STORES}//100/{name}")
+}
+
+impl<'a> Vm<'a> {
+    pub fn new(cloud: &'a Cloud, driver: &'static str, id: u32) -> Vm<'a> {
+        let (disks, images) = (BTreeMap::new(), BTreeMap::new());
+        Vm { cloud, driver, id, host: "h1", ds: 101, before: None, lcm: 3, disks, images, letter: b'a' }
+    }
+
+    pub fn image(&mut self, name: &str, kind: Kind, mib: usize) {
+        let mut content = vec![0; mib * MIB];
+        content[..1000].fill(b'0');
+        content[MIB / 2..MIB / 2 + 5000].fill(name.as_bytes()[0]);
+        let path = format!("{STORES}/100/{name}");
+        self.cloud.inside("fe", || {
+            let raw = PathBuf::from(format!("/tmp/{name}"));
+            std::fs::write(&raw, &content).unwrap();
+            match kind {
+                Kind::Raw => drop(std::fs::copy(&raw, &path).unwrap()),
+                Kind::Qcow2 => guest::make_qcow2(&raw, Path::new(&path)),
+            }
+        });
+        self.images.insert(name.to_owned(), (kind, content));
+    }
+
+    /// `host:<datastores>/<ds>/<vm>/disk.N`, as oned writes it.
+    pub fn at(&self, host: &str, ds: u32, disk: Option<u32>) -> String {
+        let dir = format!("{host}:{STORES}//{ds}/{}", self.id);
+        disk.map_or_else(|| dir.clone(), |n| format!("{dir}/disk.{n}"))
+    }
+
+    pub fn disk(&self, n: u32) -> String {
+        self.at(self.host, self.ds, Some(n))
+    }
+
+    /// The document oned would have now.
+    pub fn document(&self) -> String {
+        let mut disks = String::new();
+        let mut snaps = String::new();
+        for (n, d) in &self.disks {
+            let size = d.content.len() / MIB;
+            let from = d.image.as_ref().map(|i| {
+                let original = self.images[i].1.len() / MIB;
+                let (clone, save) = if d.persistent { ("NO", "YES") } else { ("YES", "NO") };
+                let source = source(i);
+                format!("<CLONE>{clone}</CLONE><SAVE>{save}</SAVE><SOURCE>{source}</SOURCE><ORIGINAL_SIZE>{original}</ORIGINAL_SIZE>")
+            });
+            let (from, format) = (from.unwrap_or_else(|| "<TYPE>fs</TYPE>".to_owned()), d.kind.name());
+            let tm = self.driver;
+            let _ = write!(
+                disks,
+                "<DISK><DISK_ID>{n}</DISK_ID><SIZE>{size}</SIZE><FORMAT>{format}</FORMAT><TM_MAD>{tm}</TM_MAD>{from}</DISK><NIC/>"
+            );
+            let list: String = d.snaps.keys().map(|s| format!("<SNAPSHOT><ID>{s}</ID></SNAPSHOT>")).collect();
+            let _ = write!(snaps, "<SNAPSHOTS><DISK_ID>{n}</DISK_ID>{list}</SNAPSHOTS>");
+        }
+        let record = |ds: u32| {
+            format!(
+                "<HISTORY><HOSTNAME>{}</HOSTNAME><DS_ID>{ds}</DS_ID><VM_MAD>kvm</VM_MAD></HISTORY>",
+                self.host
+            )
+        };
+        let history: String = self.before.into_iter().chain([self.ds]).map(record).collect();
+        let (id, lcm) = (self.id, self.lcm);
+        format!(
+            "<VM><ID>{id}</ID><NAME>größe</NAME><STATE>3</STATE><LCM_STATE>{lcm}</LCM_STATE><TEMPLATE>{disks}</TEMPLATE>{snaps}<HISTORY_RECORDS>{history}</HISTORY_RECORDS></VM>"
+        )
+    }
+
+    pub fn tell(&self) {
+        let path = format!("/var/lib/one/xml/vm-{}.xml", self.id);
+        self.cloud.write("fe", &path, &self.document());
+    }
+
+    /// A call as oned makes it, with the VM's id and a datastore's behind the arguments.
+    pub fn run(&self, verb: &str, args: &[&str], ds: u32) -> Output {
+        self.tell();
+        let mut args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
+        args.extend([self.id.to_string(), ds.to_string()]);
+        call(self.cloud, self.driver, verb, "", &args)
+    }
+
+    #[track_caller]
+    pub fn ok(&self, verb: &str, args: &[&str], ds: u32) {
+        let out = self.run(verb, args, ds);
+        let (said, err) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        assert!(out.status.success() && said.is_empty(), "{verb} {args:?}: {:?} {said} {err}", out.status);
+        self.check();
+    }
+
+    /// What the guest writes next, different each time.
+    pub fn guest(&mut self, n: u32) {
+        self.letter += 1;
+        let (letter, disk) = (self.letter, self.disks.get_mut(&n).unwrap());
+        let at = usize::from(letter) * 4096 % (disk.content.len() - 8192) / 512 * 512;
+        disk.content[at..at + 1024].fill(letter);
+        let write = format!("write -P {letter} {at} 1024");
+        let path = format!("{STORES}/{}/{}/disk.{n}", self.ds, self.id);
+        let (fmt, host) = (disk.kind.name(), self.host);
+        let wrote = self.cloud.command(host, &["qemu-io", "-f", fmt, "-c", &write, &path]).output().unwrap();
+        assert!(wrote.status.success(), "{wrote:?}");
+        let (content, image) = (disk.content.clone(), disk.image.clone().filter(|_| disk.persistent));
+        if let Some(image) = image {
+            self.images.get_mut(&image).unwrap().1 = content;
+        }
+    }
+
+    /// Every disk and snapshot holds what it should, in the files that it should be in, and no other is there.
+    #[track_caller]
+    pub fn check(&self) {
+        let ds = self.ds;
+        let (found, read) = self.cloud.inside(self.host, || self.look(ds));
+        for (what, path, content) in self.contents() {
+            let got = &read[&path];
+            let want = guest::digest_of(content.as_slice()).unwrap();
+            assert_eq!(
+                got.as_ref().map(|g| (g.size, g.data)),
+                Ok((content.len() as u64, want)),
+                "{what} at {path:?}"
+            );
+        }
+        let want = self.layout();
+        let differ: Vec<_> = found.symmetric_difference(&want).collect();
+        assert!(differ.is_empty(), "found {found:#?}, wanted {want:#?}, differ {differ:#?}");
+    }
+
+    /// What each place shows a guest.
+    fn contents(&self) -> Vec<(String, PathBuf, &Vec<u8>)> {
+        let mut out = Vec::new();
+        for (n, d) in &self.disks {
+            let disk = PathBuf::from(format!("{STORES}/{}/{}/disk.{n}", self.ds, self.id));
+            let base = d.image.as_ref().filter(|_| d.persistent);
+            let base = base.map_or_else(|| disk.clone(), |i| PathBuf::from(format!("{STORES}/100/{i}")));
+            out.push((format!("disk {n}"), disk, &d.content));
+            for (s, content) in &d.snaps {
+                let at = PathBuf::from(format!("{}.snap/{s}", base.display()));
+                out.push((format!("snapshot {s} of disk {n}"), at, content));
+            }
+        }
+        for (name, (kind, content)) in &self.images {
+            // Of a persistent qcow2 image, the layers hold what was written since.
+            let layered = self
+                .disks
+                .values()
+                .any(|d| d.persistent && d.image.as_ref() == Some(name) && *kind == Kind::Qcow2);
+            if !layered {
+                out.push((format!("image {name}"), PathBuf::from(format!("{STORES}/100/{name}")), content));
+            }
+        }
+        out
+    }
+
+    /// The files by the contract, of this VM and of all images: `path`, or `path -> target`.
+    fn layout(&self) -> BTreeSet<String> {
+        let mut out = BTreeSet::new();
+        for name in self.images.keys() {
+            out.insert(format!("100/{name}"));
+        }
+        if !self.disks.is_empty() {
+            out.insert(format!("{}/{}/", self.ds, self.id));
+        }
+        for (n, d) in &self.disks {
+            let disk = format!("{}/{}/disk.{n}", self.ds, self.id);
+            let image = d.image.as_ref().filter(|_| d.persistent).map(|i| format!("100/{i}"));
+            let (base, whole) = match &image {
+                Some(i) => (i.clone(), format!("{STORES}/{i}")),
+                None => (disk.clone(), format!("disk.{n}")),
+            };
+            let last = base.rsplit('/').next().unwrap().to_owned();
+            match d.active {
+                None => {
+                    out.insert(if image.is_some() { format!("{disk} -> {whole}") } else { disk.clone() });
+                }
+                Some(active) => {
+                    out.insert(format!("{disk} -> {whole}.snap/{active}"));
+                    out.insert(format!("{base}.snap/{last}.snap -> ."));
+                    out.insert(format!("{base}.snap/{active}"));
+                }
+            }
+            out.extend(d.snaps.keys().map(|s| format!("{base}.snap/{s}")));
+            if d.active.is_some() || !d.snaps.is_empty() {
+                out.insert(format!("{base}.snap/"));
+            }
+            // The first layer of a persistent image is the image.
+            if d.active.is_some() && image.is_some() {
+                out.remove(&format!("{base}.snap/0"));
+                out.insert(format!("{base}.snap/0 -> {whole}"));
+            }
+        }
+        out
+    }
+
+    /// What is there, of this VM and of the images; and every place read.
+    fn look(&self, ds: u32) -> (BTreeSet<String>, BTreeMap<PathBuf, Result<guest::Guest, String>>) {
+        let (mut found, mut todo) = (BTreeSet::new(), vec![PathBuf::from("100")]);
+        let own = PathBuf::from(format!("{ds}/{}", self.id));
+        if Path::new(STORES).join(&own).is_dir() {
+            found.insert(format!("{}/", own.display()));
+            todo.push(own);
+        }
+        while let Some(dir) = todo.pop() {
+            for entry in std::fs::read_dir(Path::new(STORES).join(&dir)).unwrap().flatten() {
+                let (path, name) = (dir.join(entry.file_name()), entry.file_name());
+                let kind = entry.file_type().unwrap();
+                if name == ".sdm" {
+                } else if kind.is_symlink() {
+                    let to = std::fs::read_link(entry.path()).unwrap();
+                    found.insert(format!("{} -> {}", path.display(), to.display()));
+                } else if kind.is_dir() {
+                    found.insert(format!("{}/", path.display()));
+                    todo.push(path);
+                } else {
+                    found.insert(path.display().to_string());
+                }
+            }
+        }
+        let reader = Reader::default();
+        let read = self.contents().into_iter().map(|(_, p, _)| (p.clone(), reader.read(&p))).collect();
+        (found, read)
+    }
+}
