@@ -61,4 +61,5 @@ mod shell;
 mod sources;
 mod standin;
 mod tm;
+mod tm_calls;
 mod tmcalls;

@@ -89,6 +89,8 @@ pub struct Disk {
     pub snaps: BTreeMap<u32, Vec<u8>>,
     /// qcow2: the layer that it writes to. `None`: no layout.
     pub active: Option<u32>,
+    /// The driver of its datastore, when that is not the VM's.
+    pub tm: Option<String>,
 }
 
 /// One VM on the bed, and where it is.
@@ -100,6 +102,10 @@ pub struct Vm<'a> {
     pub ds: u32,
     pub before: Option<u32>,
     pub lcm: u32,
+    /// Of verbs.
+    pub suffix: &'static str,
+    /// The system datastore is its host's own: disks are copies, whatever they came from.
+    pub copies: bool,
     pub disks: BTreeMap<u32, Disk>,
     /// Images by name.
     pub images: BTreeMap<String, (Kind, Vec<u8>)>,
@@ -113,7 +119,20 @@ pub fn source(name: &str) -> String {
 impl<'a> Vm<'a> {
     pub fn new(cloud: &'a Cloud, driver: &'static str, id: u32) -> Vm<'a> {
         let (disks, images) = (BTreeMap::new(), BTreeMap::new());
-        Vm { cloud, driver, id, host: "h1", ds: 101, before: None, lcm: 3, disks, images, letter: b'a' }
+        Vm {
+            cloud,
+            driver,
+            id,
+            host: "h1",
+            ds: 101,
+            before: None,
+            lcm: 3,
+            suffix: "",
+            copies: false,
+            disks,
+            images,
+            letter: b'a',
+        }
     }
 
     pub fn image(&mut self, name: &str, kind: Kind, mib: usize) {
@@ -155,7 +174,7 @@ impl<'a> Vm<'a> {
                 format!("<CLONE>{clone}</CLONE><SAVE>{save}</SAVE><SOURCE>{source}</SOURCE><ORIGINAL_SIZE>{original}</ORIGINAL_SIZE>")
             });
             let (from, format) = (from.unwrap_or_else(|| "<TYPE>fs</TYPE>".to_owned()), d.kind.name());
-            let tm = self.driver;
+            let tm = d.tm.as_deref().unwrap_or(self.driver);
             let _ = write!(
                 disks,
                 "<DISK><DISK_ID>{n}</DISK_ID><SIZE>{size}</SIZE><FORMAT>{format}</FORMAT><TM_MAD>{tm}</TM_MAD>{from}</DISK><NIC/>"
@@ -186,7 +205,7 @@ impl<'a> Vm<'a> {
         self.tell();
         let mut args: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
         args.extend([self.id.to_string(), ds.to_string()]);
-        call(self.cloud, self.driver, verb, "", &args)
+        call(self.cloud, self.driver, &format!("{verb}{}", self.suffix), "", &args)
     }
 
     #[track_caller]
@@ -200,6 +219,7 @@ impl<'a> Vm<'a> {
     /// What the guest writes next, different each time.
     pub fn guest(&mut self, n: u32) {
         self.letter += 1;
+        let copies = self.copies;
         let (letter, disk) = (self.letter, self.disks.get_mut(&n).unwrap());
         let at = usize::from(letter) * 4096 % (disk.content.len() - 8192) / 512 * 512;
         disk.content[at..at + 1024].fill(letter);
@@ -208,7 +228,8 @@ impl<'a> Vm<'a> {
         let (fmt, host) = (disk.kind.name(), self.host);
         let wrote = self.cloud.command(host, &["qemu-io", "-f", fmt, "-c", &write, &path]).output().unwrap();
         assert!(wrote.status.success(), "{wrote:?}");
-        let (content, image) = (disk.content.clone(), disk.image.clone().filter(|_| disk.persistent));
+        let (content, image) =
+            (disk.content.clone(), disk.image.clone().filter(|_| disk.persistent && !copies));
         if let Some(image) = image {
             self.images.get_mut(&image).unwrap().1 = content;
         }
@@ -217,20 +238,26 @@ impl<'a> Vm<'a> {
     /// Every disk and snapshot holds what it should, in the files that it should be in, and no other is there.
     #[track_caller]
     pub fn check(&self) {
-        let ds = self.ds;
-        let (found, read) = self.cloud.inside(self.host, || self.look(ds));
-        for (what, path, content) in self.contents() {
-            let got = &read[&path];
-            let want = guest::digest_of(content.as_slice()).unwrap();
-            assert_eq!(
-                got.as_ref().map(|g| (g.size, g.data)),
-                Ok((content.len() as u64, want)),
-                "{what} at {path:?}"
-            );
-        }
+        self.reads();
+        let found = self.cloud.inside(self.host, || self.look());
         let want = self.layout();
         let differ: Vec<_> = found.symmetric_difference(&want).collect();
         assert!(differ.is_empty(), "found {found:#?}, wanted {want:#?}, differ {differ:#?}");
+    }
+
+    /// Every disk and snapshot holds what it should.
+    #[track_caller]
+    pub fn reads(&self) {
+        let all = self.contents();
+        let read = self.cloud.inside(self.host, || {
+            let reader = Reader::default();
+            all.iter().map(|(_, path, _)| reader.read(path)).collect::<Vec<_>>()
+        });
+        for ((what, path, content), got) in all.iter().zip(read) {
+            let want = guest::digest_of(content.as_slice()).unwrap();
+            let (got, path) = (got.map(|g| (g.size, g.data)), path.display());
+            assert_eq!(got, Ok((content.len() as u64, want)), "{what} at {path}");
+        }
     }
 
     /// What each place shows a guest.
@@ -238,7 +265,7 @@ impl<'a> Vm<'a> {
         let mut out = Vec::new();
         for (n, d) in &self.disks {
             let disk = PathBuf::from(format!("{STORES}/{}/{}/disk.{n}", self.ds, self.id));
-            let base = d.image.as_ref().filter(|_| d.persistent);
+            let base = d.image.as_ref().filter(|_| d.persistent && !self.copies);
             let base = base.map_or_else(|| disk.clone(), |i| PathBuf::from(format!("{STORES}/100/{i}")));
             out.push((format!("disk {n}"), disk, &d.content));
             for (s, content) in &d.snaps {
@@ -270,7 +297,7 @@ impl<'a> Vm<'a> {
         }
         for (n, d) in &self.disks {
             let disk = format!("{}/{}/disk.{n}", self.ds, self.id);
-            let image = d.image.as_ref().filter(|_| d.persistent).map(|i| format!("100/{i}"));
+            let image = d.image.as_ref().filter(|_| d.persistent && !self.copies).map(|i| format!("100/{i}"));
             let (base, whole) = match &image {
                 Some(i) => (i.clone(), format!("{STORES}/{i}")),
                 None => (disk.clone(), format!("disk.{n}")),
@@ -299,10 +326,10 @@ impl<'a> Vm<'a> {
         out
     }
 
-    /// What is there, of this VM and of the images; and every place read.
-    fn look(&self, ds: u32) -> (BTreeSet<String>, BTreeMap<PathBuf, Result<guest::Guest, String>>) {
+    /// What is there, of this VM and of the images.
+    fn look(&self) -> BTreeSet<String> {
         let (mut found, mut todo) = (BTreeSet::new(), vec![PathBuf::from("100")]);
-        let own = PathBuf::from(format!("{ds}/{}", self.id));
+        let own = PathBuf::from(format!("{}/{}", self.ds, self.id));
         if Path::new(STORES).join(&own).is_dir() {
             found.insert(format!("{}/", own.display()));
             todo.push(own);
@@ -323,8 +350,6 @@ impl<'a> Vm<'a> {
                 }
             }
         }
-        let reader = Reader::default();
-        let read = self.contents().into_iter().map(|(_, p, _)| (p.clone(), reader.read(&p))).collect();
-        (found, read)
+        found
     }
 }

@@ -15,7 +15,7 @@ fn deploy(vm: &mut Vm<'_>, n: u32, image: &str, persistent: bool, grown: usize) 
     let image = image.to_owned();
     let from = format!("fe:{}", source(&image));
     let image = Some(image);
-    vm.disks.insert(n, Disk { kind, image, persistent, content, snaps: BTreeMap::new(), active });
+    vm.disks.insert(n, Disk { kind, image, persistent, content, snaps: BTreeMap::new(), active, tm: None });
     vm.ok(if persistent { "ln" } else { "clone" }, &[&from, &vm.disk(n)], 100);
 }
 
@@ -96,7 +96,7 @@ fn sound(cloud: &crate::hosts::Cloud) {
         for dir in ["new", "del"] {
             let path = format!("{STORES}/{ds}/.sdm/{dir}");
             let left = cloud.inside("fe", || crate::bed::names(path.as_ref()));
-            let garbage: Vec<_> = left.iter().filter(|n| !n.ends_with(".keep")).collect();
+            let garbage: Vec<_> = left.iter().filter(|n| !n.contains(".keep")).collect();
             assert!(garbage.is_empty(), "{path}: {left:?}");
         }
     }
@@ -115,8 +115,8 @@ fn snapshot(vm: &mut Vm<'_>, n: u32, id: u32) {
 fn revert(vm: &mut Vm<'_>, n: u32, id: u32) {
     let disk = vm.disks.get_mut(&n).unwrap();
     disk.content = disk.snaps[&id].clone();
-    if let Some(image) = disk.image.clone().filter(|_| disk.persistent) {
-        vm.images.get_mut(&image).unwrap().1 = disk.content.clone();
+    if let Some(image) = disk.image.clone().filter(|_| disk.persistent && !vm.copies) {
+        vm.images.get_mut(&image).unwrap().1.clone_from(&disk.content);
     }
     vm.ok("snap_revert", &[&vm.disk(n), &id.to_string()], 100);
     vm.guest(n);
@@ -148,7 +148,8 @@ fn life(kind: Kind, driver: &'static str) {
     for (n, format) in [(2, "raw"), (3, "qcow2")] {
         let kind = if format == "raw" { Kind::Raw } else { Kind::Qcow2 };
         let (content, snaps) = (vec![0; 4 * MIB], BTreeMap::new());
-        vm.disks.insert(n, Disk { kind, image: None, persistent: false, content, snaps, active: None });
+        vm.disks
+            .insert(n, Disk { kind, image: None, persistent: false, content, snaps, active: None, tm: None });
         vm.ok("mkimage", &["4", format, &vm.disk(n)], 101);
         vm.guest(n);
     }
@@ -202,4 +203,56 @@ fn a_long_life_of_raw_disks() {
 #[test]
 fn a_long_life_of_qcow2_disks() {
     life(Kind::Qcow2, "sdm_shared");
+}
+
+/// An image datastore that all hosts see, and a system datastore that each has its own of: the suffix `ssh`.
+fn on_its_own_storage(kind: Kind) {
+    let cloud = runner::cloud(&[100]);
+    let mut vm = Vm::new(&cloud, "shared", 7);
+    for name in ["os", "data"] {
+        vm.image(name, kind, 1);
+    }
+    (vm.copies, vm.suffix) = (true, ".ssh");
+    deploy(&mut vm, 0, "os", false, 1);
+    deploy(&mut vm, 1, "data", true, 0);
+    assert_eq!(cloud.read("h1", &format!("{STORES}/101/.monitor")), "ssh\n");
+    for n in [0, 1] {
+        vm.guest(n);
+        snapshot(&mut vm, n, 0);
+        revert(&mut vm, n, 0);
+        snapshot(&mut vm, n, 1);
+        save(&mut vm, n, Some(1), &format!("saved{n}"));
+    }
+    forget(&mut vm, 1, 0);
+    vm.disks.get_mut(&0).unwrap().content.resize(3 * MIB, 0);
+    vm.ok("resize", &[&vm.disk(0), "3"], 100);
+    // Hosts without common storage: said, and nothing done.
+    let out = vm.run("mv", &[&vm.at("h1", 101, None), &vm.at("h2", 101, None)], 101);
+    assert_eq!(out.status.code(), Some(5), "{}", String::from_utf8_lossy(&out.stderr));
+    vm.check();
+    assert!(vm.run("mvds", &[&vm.disk(1), &source("data")], 100).status.success());
+    let stored = vm.disks[&1].clone();
+    delete(&mut vm, 0);
+    assert!(vm.run("delete", &[&vm.at("h1", 101, None)], 101).status.success());
+    // On the other host: what the first one wrote, with its snapshot.
+    let mut next = Vm::new(&cloud, "shared", 17);
+    (next.host, next.copies, next.suffix) = ("h2", true, ".ssh");
+    next.images.insert("data".to_owned(), (kind, stored.content.clone()));
+    next.disks.insert(0, stored);
+    let out = next.run("ln", &[&format!("fe:{}", source("data")), &next.disk(0)], 100);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    next.reads();
+    assert!(next.run("delete", &[&next.at("h2", 101, None)], 101).status.success());
+    // Each host's own is remembered by itself.
+    assert_eq!(cloud.on("fe", &["sh", "-c", "ls /var/lib/one/onesdm/datastore | grep -c 101@"]), "2");
+}
+
+#[test]
+fn raw_disks_on_their_hosts_own_storage() {
+    on_its_own_storage(Kind::Raw);
+}
+
+#[test]
+fn qcow2_disks_on_their_hosts_own_storage() {
+    on_its_own_storage(Kind::Qcow2);
 }

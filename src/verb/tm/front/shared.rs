@@ -269,9 +269,10 @@ fn format(disk: &one::Disk) -> DiskFormat {
 
 /// A front-end's path below its datastores as the host of this VM sees it.
 fn as_seen(at: &VmPath, path: &Path) -> Result<String> {
-    let seen = at.dir.translate(path);
+    let number = path.parent().and_then(|p| p.file_name()?.to_str()?.parse::<u32>().ok());
+    let seen = number.and_then(|_| at.dir.translate(path));
     let seen =
-        seen.ok_or_else(|| refuse(Class::Usage, format!("{} is no image of a datastore", path.display())))?;
+        seen.ok_or_else(|| refuse(Class::Usage, format!("{} is not in a datastore", path.display())))?;
     Ok(text(&seen))
 }
 
