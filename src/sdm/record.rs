@@ -77,10 +77,6 @@ impl Commit {
             Step::Bury { .. } => false,
         })
     }
-
-    pub fn names(&self, name: &Name) -> bool {
-        self.steps.iter().any(|s| s.target() == name)
-    }
 }
 
 /// The domain's own record.

@@ -143,15 +143,15 @@ pub(super) fn clean_up(domain: &Domain, owner: &OwnerLease, by: &Job) {
     }
 }
 
-/// Settles dead jobs that meant to touch one of these names, before a verb works on them.
+/// Settles dead jobs that meant to touch one of these names or what lies below it, before a verb works on
+/// them.
 pub fn settle_names(domain: &Domain, names: &[Name], by: &Job) -> Result<()> {
     for job in domain.engine.jobs()? {
+        let ours = |target: &Name| names.iter().any(|n| target.is_within(n));
         let touches = match commit_of(domain, job) {
-            Ok(Some(c)) => names.iter().any(|n| c.names(n)),
+            Ok(Some(c)) => c.steps.iter().any(|s| ours(s.target())),
             // A damaged commit is in the way of what it was about, not of everything.
-            Ok(None) | Err(_) => {
-                intent_of(domain, job).is_some_and(|i| names.iter().any(|n| i.targets.contains(n)))
-            }
+            Ok(None) | Err(_) => intent_of(domain, job).is_some_and(|i| i.targets.iter().any(ours)),
         };
         if job == by.id || !touches {
             continue;

@@ -19,7 +19,7 @@ pub(super) fn lease(domain: &Domain, job: &Job, wanted: &[(&Name, Mode)]) -> Res
     })?;
     let mut touched = Vec::new();
     for (name, _) in wanted {
-        touched.extend([(*name).clone(), name.with_suffix(".snap")?]);
+        touched.extend([(*name).clone(), name.with_suffix(".snap")?, name.with_suffix(".md5sum")?]);
     }
     settle::settle_names(domain, &touched, job)?;
     Ok(leases)
