@@ -1,5 +1,5 @@
 //! An engine that stops in the middle, for tests: after a number of changes every call fails, as it
-//! does for a process that lost its storage or its life.
+//! does for a process that lost its storage or its life; or only that one change does.
 
 use super::{
     Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Identity, Name, Object,
@@ -16,6 +16,7 @@ pub struct Faulty<E> {
     inner: E,
     left: Arc<AtomicI64>,
     after: bool,
+    once: bool,
 }
 
 impl<E: Engine> Faulty<E> {
@@ -25,7 +26,12 @@ impl<E: Engine> Faulty<E> {
 
     /// One of several engines that a host uses and loses all at once.
     pub fn sharing(inner: E, left: &Arc<AtomicI64>, after: bool) -> Faulty<E> {
-        Faulty { inner, left: Arc::clone(left), after }
+        Faulty { inner, left: Arc::clone(left), after, once: false }
+    }
+
+    /// Fails one change only, and works again.
+    pub fn once(self) -> Faulty<E> {
+        Faulty { once: true, ..self }
     }
 
     fn lost() -> EngineError {
@@ -33,13 +39,14 @@ impl<E: Engine> Faulty<E> {
     }
 
     fn read<T>(&self, op: impl FnOnce(&E) -> Result<T>) -> Result<T> {
-        if self.left.load(Ordering::SeqCst) < 0 { Err(Self::lost()) } else { op(&self.inner) }
+        if !self.once && self.left.load(Ordering::SeqCst) < 0 { Err(Self::lost()) } else { op(&self.inner) }
     }
 
     fn change<T>(&self, op: impl FnOnce(&E) -> Result<T>) -> Result<T> {
         match self.left.fetch_sub(1, Ordering::SeqCst) {
             1.. => op(&self.inner),
             0 if self.after => op(&self.inner).and_then(|_| Err(Self::lost())),
+            ..0 if self.once => op(&self.inner),
             _ => Err(Self::lost()),
         }
     }

@@ -22,7 +22,7 @@ struct Node {
     changed: i64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct State {
     header: Option<Vec<u8>>,
     /// By path, as the file engine lays them out: `x`, `x.snap/1`, `.sdm/new/<job>/0`, `.sdm/del/<grave>`.
@@ -54,6 +54,12 @@ fn io_error(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Engi
 }
 
 impl MemEngine {
+    /// The same storage from here on apart; what is written into a slab in place is still seen by both.
+    #[cfg(test)]
+    pub fn fork(&self) -> MemEngine {
+        MemEngine(Arc::new(Mutex::new(self.state().clone())))
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

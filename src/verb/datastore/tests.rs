@@ -1,6 +1,8 @@
 //! Every datastore verb on the in-memory engine, whole and cut off at every change of storage. The
 //! same verbs on directories, through the built program, are the integration suite's.
 
+mod sequences;
+
 use super::*;
 use crate::config::Config;
 use crate::engine::faulty::Faulty;
@@ -65,9 +67,19 @@ impl Bed {
     }
 
     fn cut_as(&self, id: JobId, verb: Verb, image: &str, left: i64, after: bool) -> Result<String> {
+        self.on(id, verb, image, &|| Faulty::new(self.engine.clone(), left, after))
+    }
+
+    /// One verb on an engine that fails as it likes.
+    fn on(
+        &self,
+        id: JobId,
+        verb: Verb,
+        image: &str,
+        engine: &dyn Fn() -> Faulty<MemEngine>,
+    ) -> Result<String> {
         let open = |_: &Path, _: i64| -> Result<Domain, SdmError> {
-            let engine = Box::new(Faulty::new(self.engine.clone(), left, after));
-            Ok(Domain { engine, ..self.domain() })
+            Ok(Domain { engine: Box::new(engine()), ..self.domain() })
         };
         let (settings, tools, jobs) = (&self.config.settings, &self.tools, &self.jobs);
         let ready = &|| Ok(());
