@@ -226,7 +226,17 @@ pub static VERBS: &[Verb] = &[
         evidence: "success: disk.N exists. Failure: it is what it was before",
         run: Some(Run::Tm),
     },
-    later(Role::Tm, "context", "make the context ISO of a VM"),
+    Verb {
+        role: Role::Tm,
+        name: "context",
+        variants: &[],
+        summary: "make the context ISO of a VM",
+        answer: "",
+        meets: Meets::Again,
+        locks: "the disk exclusively",
+        evidence: "success: disk.N is an ISO 9660 file system called CONTEXT. Failure: it is what it was before",
+        run: Some(Run::Tm),
+    },
     Verb {
         role: Role::Tm,
         name: "cpds",

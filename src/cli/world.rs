@@ -93,7 +93,8 @@ impl World {
             known::open(&self.paths.state, Some(&ds.to_string()), dir)
         };
         let (tools, jobs, ready) = (&self.tools, &self.jobs, &|| Ok(()));
-        let ctx = Ctx { settings: s, tools, jobs, job: id, repeatable, open: &open, ready };
+        let peer = None;
+        let ctx = Ctx { settings: s, tools, jobs, job: id, repeatable, open: &open, ready, peer };
         let topic = Topic {
             verb: def.name.to_owned(),
             domain: req.datastore.base_path.clone(),

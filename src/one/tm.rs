@@ -381,11 +381,15 @@ fn context_file(text: &str) -> Option<ContextFile> {
         let (_, path) = text[..end].split_once("://")?.1.split_once('/')?;
         (image_path(text).ok()?, last(path))
     } else {
-        let (path, name) = text.split_once(':').unwrap_or((text, text));
+        let given = text.split_once(':');
+        let (path, name) = given.unwrap_or((text, text));
         let name = name.strip_prefix('\'').and_then(|n| n.strip_suffix('\'')).unwrap_or(name);
-        (ImagePath::Local(absolute(path).ok()?), last(name))
+        // A name that was given is meant as it is.
+        let name = if given.is_some() { name.to_owned() } else { last(name) };
+        (ImagePath::Local(absolute(path).ok()?), name)
     };
-    let plain = !["", ".", ".."].contains(&name.as_str()) && !name.chars().any(char::is_control);
+    let is_component = !["", ".", ".."].contains(&name.as_str()) && !name.contains('/');
+    let plain = is_component && !name.chars().any(char::is_control);
     (plain && name.len() <= 255).then_some(ContextFile { source, name })
 }
 
@@ -463,7 +467,7 @@ mod tests {
         assert_eq!((c.size, c.format.as_str()), (Bytes::mib(16).unwrap(), "qcow2"));
         let Ok(TmCall::Mv(c)) = call("mv", &[DIR, "g:/v/ds/102/7", "7", "102"]) else { panic!() };
         assert_eq!((c.from.dir.ds, c.to.dir.ds, c.to.leaf), (101, 102, Leaf::Dir));
-        let files = ["/vms/7/context.sh", "/i/1:'my name'", "/i/2:a/b:c", "http://w:8/p/f.txt?k=/v", "/i/x"];
+        let files = ["/vms/7/context.sh", "/i/1:'my name'", "/i/2:b:c", "http://w:8/p/f.txt?k=/v", "/i/x"];
         let args: Vec<_> = files.iter().copied().chain([DISK0, "7", "101"]).collect();
         let Ok(TmCall::Context(c)) = call("context", &args) else { panic!() };
         let names: Vec<_> = c.files.iter().map(|f| f.name.as_str()).collect();
@@ -533,6 +537,7 @@ mod tests {
                 "argument 1 is \"relative\", expected path, path:name",
             ),
             ("context", &["/a:..", DISK0, "7", "101"], "argument 1 is"),
+            ("context", &["/a:b/c", DISK0, "7", "101"], "argument 1 is"),
             ("context", &["/a", "/b", "7", "101"], "argument 2 is"),
             ("mkimage", &["0", "raw", DISK0], "argument 1 is \"0\", expected a size in MiB"),
             ("mkimage", &["+1", "raw", DISK0], "argument 1 is"),

@@ -152,10 +152,15 @@ impl<'a> Work<'a> {
 
     /// A step that gives a slab its name: free, or taken from what is there now, which is kept.
     pub fn step_to(&mut self, slab: &Slab, to: &Name) -> Result<Step> {
+        self.step_over(slab, to, true)
+    }
+
+    /// The same, and what is there now is kept for a while or goes at once.
+    pub fn step_over(&mut self, slab: &Slab, to: &Name, keep: bool) -> Result<Step> {
         let (from, id, to) = (slab.n, slab.id, to.clone());
         Ok(match self.domain.engine.look(&Place::Public(to.clone()))? {
             None => Step::Publish { from, id, to },
-            Some(old) => Step::Replace { from, id, to, old: old.id, grave: self.grave(true)? },
+            Some(old) => Step::Replace { from, id, to, old: old.id, grave: self.grave(keep)? },
         })
     }
 

@@ -57,6 +57,8 @@ tools! {
     MkfsXfs => ["mkfs.xfs"],
     MkfsBtrfs => ["mkfs.btrfs"],
     MkSwap => ["mkswap"],
+    // All three understand the options of mkisofs.
+    MkIso => ["xorrisofs", "genisoimage", "mkisofs"],
     Ssh => ["ssh"],
 }
 

@@ -2,7 +2,8 @@
 //! and transfer-manager verbs share it.
 
 use super::{Ctx, refuse};
-use crate::data::{self, Sparse};
+use crate::config::Settings;
+use crate::data::{self, HttpOptions, Sparse};
 use crate::image::{self, Admit, Convert, Format, Probe, Space, Target};
 use crate::sdm::work::Slab;
 use crate::sdm::{Job, Work};
@@ -18,8 +19,23 @@ use std::path::{Path, PathBuf};
 
 /// The rules for images that come in.
 pub(super) fn admit(ctx: &Ctx<'_>) -> Admit {
-    let s = &ctx.settings.image;
-    Admit { max_size: s.max_size.unwrap_or(Admit::default().max_size), allow: s.allow.clone() }
+    Admit { max_size: max_size(ctx.settings), allow: ctx.settings.image.allow.clone() }
+}
+
+pub(super) fn max_size(s: &Settings) -> Bytes {
+    s.image.max_size.unwrap_or(Admit::default().max_size)
+}
+
+/// How servers are asked.
+pub(super) fn http(s: &Settings) -> HttpOptions {
+    HttpOptions {
+        connect_timeout: s.http.connect_timeout,
+        stall_timeout: s.http.stall_timeout,
+        retries: s.http.retries,
+        ca_file: s.http.ca_file.clone(),
+        insecure: s.http.insecure,
+        ..HttpOptions::default()
+    }
 }
 
 /// The size of the disk in an image, or of the image where the format does not say.

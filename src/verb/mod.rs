@@ -6,12 +6,13 @@ pub mod datastore;
 mod fill;
 mod hold;
 mod snaps;
+mod stage;
 pub mod tm;
 
 use crate::config::Settings;
 use crate::data::DataError;
 use crate::engine::EngineError;
-use crate::host::HostError;
+use crate::host::{HostError, Link};
 use crate::image::{ImageError, Qemu};
 use crate::lock::{JobId, LockError};
 use crate::one::OneError;
@@ -34,6 +35,8 @@ pub struct Ctx<'a> {
     /// Asked once by transfer-manager verbs, when everything is filled and flushed and before the step
     /// that makes it visible: whoever started the work on this host may still have it undone.
     pub ready: &'a Ready<'a>,
+    /// Whoever gives or takes the data of a transfer to or from another host.
+    pub peer: Option<&'a dyn Link>,
 }
 
 /// Opens the domain of a datastore: its directory, and OpenNebula's number of it.

@@ -16,6 +16,7 @@ mod admin;
 mod agent;
 mod bed;
 mod call;
+mod context;
 mod contract;
 mod cost;
 mod defects;

@@ -109,6 +109,7 @@ fn need(tool: Tool, supported: &[String]) -> Option<(String, &'static str, bool)
         "qemu-img" => {
             return Some(("qcow2 images, conversions and snapshots".to_owned(), "qemu-utils", true));
         }
+        "xorrisofs" => return Some(("context ISOs of VMs".to_owned(), "xorriso", false)),
         "mkswap" => return Some(("swap images".to_owned(), "util-linux", false)),
         name => name.strip_prefix("mkfs.")?,
     };

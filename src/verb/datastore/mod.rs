@@ -14,9 +14,9 @@ mod tests;
 
 use super::fill::{self, Conversion, Own};
 use super::{Ctx, hold, refuse};
-use crate::data::{self, FetchOptions, HttpOptions, Sparse};
+use crate::data::{self, FetchOptions, Sparse};
 use crate::engine::{Access, Kind, Name, Object, Place};
-use crate::image::{Admit, Format, Probe};
+use crate::image::{Format, Probe};
 use crate::lock::{Mode, SlabLease};
 use crate::one::{self, DsRequest, ImageName};
 use crate::sdm::work::Slab;
@@ -207,15 +207,8 @@ pub(super) fn fetch_options(ctx: &Ctx<'_>, req: &DsRequest) -> Result<FetchOptio
         digests,
         decompress: req.datastore.decompresses(),
         limit,
-        max_size: s.image.max_size.unwrap_or(Admit::default().max_size).0,
+        max_size: fill::max_size(s).0,
         sparse: if req.datastore.sparse { Sparse::Detect } else { Sparse::Full },
-        http: HttpOptions {
-            connect_timeout: s.http.connect_timeout,
-            stall_timeout: s.http.stall_timeout,
-            retries: s.http.retries,
-            ca_file: s.http.ca_file.clone(),
-            insecure: s.http.insecure,
-            ..HttpOptions::default()
-        },
+        http: fill::http(s),
     })
 }

@@ -83,7 +83,7 @@ impl Bed {
         };
         let (settings, tools, jobs) = (&self.config.settings, &self.tools, &self.jobs);
         let ready = &|| Ok(());
-        let ctx = Ctx { settings, tools, jobs, job: id, repeatable: true, open: &open, ready };
+        let ctx = Ctx { settings, tools, jobs, job: id, repeatable: true, open: &open, ready, peer: None };
         let job = self.jobs.start(id, Topic { verb: "test".into(), ..Topic::default() });
         verb(&ctx, &self.request(image), &job)
     }

@@ -17,6 +17,7 @@ mod mvds;
 pub mod op;
 mod place;
 mod private;
+mod put;
 mod resize;
 pub mod serve;
 mod snap;

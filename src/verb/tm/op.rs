@@ -1,7 +1,7 @@
 //! What the front-end asks the host that has the storage to do: plain data, paths and numbers, nothing of
 //! OpenNebula's documents. Paths are absolute and as this host sees them.
 
-use super::{Tm, clone, cpds, delete, ln, make, monitor, mv, mvds, private, resize, snap};
+use super::{Tm, clone, cpds, delete, ln, make, monitor, mv, mvds, private, put, resize, snap};
 use crate::sdm::Job;
 use crate::verb::Ctx;
 use anyhow::{Context as _, Result};
@@ -21,6 +21,8 @@ pub enum Op {
     MakeImage(MakeImage),
     /// An empty disk with a swap signature. *Again*.
     MakeSwap(MakeSwap),
+    /// Data that comes along becomes a disk: the context ISO. *Again*.
+    Put(Put),
     /// Removes a disk or a VM's directory. *State*.
     Delete(Delete),
     /// A disk, or one of its snapshots, becomes the content of an image. *Again*.
@@ -143,6 +145,15 @@ pub struct MakeSwap {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Put {
+    pub disk: String,
+    /// Bytes of the data, and their digest in hexadecimal.
+    pub size: u64,
+    pub sha256: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Delete {
     /// A disk, or a VM's directory.
     pub path: String,
@@ -217,6 +228,7 @@ impl Op {
             Op::Store(o) => &o.disk.path,
             Op::MakeImage(o) => &o.disk,
             Op::MakeSwap(o) => &o.disk,
+            Op::Put(o) => &o.disk,
             Op::Delete(o) => &o.path,
             Op::Cpds(o) => &o.disk.path,
             Op::Mvds(o) => &o.disk.path,
@@ -236,6 +248,7 @@ impl Op {
             Op::Store(o) => o.disk.paths().chain([o.target.as_str()]).collect(),
             Op::MakeImage(o) => vec![&o.disk],
             Op::MakeSwap(o) => vec![&o.disk],
+            Op::Put(o) => vec![&o.disk],
             Op::Delete(o) => vec![&o.path],
             Op::Cpds(o) => o.disk.paths().chain([o.target.as_str()]).collect(),
             Op::Mvds(o) => o.disk.paths().chain([o.target.as_str()]).collect(),
@@ -258,6 +271,7 @@ impl Op {
             Op::Pull(o) => format!("copying {} to {}", o.image, o.disk),
             Op::Store(o) => format!("storing {} in {}", o.disk.path, o.target),
             Op::MakeImage(_) | Op::MakeSwap(_) => format!("making {}", self.object()),
+            Op::Put(o) => format!("storing the context ISO {}", o.disk),
             Op::Delete(o) => format!("deleting {}", o.path),
             Op::Cpds(o) => format!("saving {} as {}", o.disk.path, o.target),
             Op::Mvds(o) => format!("storing {} in {}", o.disk.path, o.target),
@@ -283,6 +297,7 @@ pub fn perform(op: &Op, ctx: &Ctx<'_>, job: &Job) -> Result<Answer> {
         Op::Store(o) => private::store(&tm, o),
         Op::MakeImage(o) => make::image(&tm, o),
         Op::MakeSwap(o) => make::swap(&tm, o),
+        Op::Put(o) => put::run(&tm, o),
         Op::Delete(o) => delete::run(&tm, o),
         Op::Cpds(o) => cpds::run(&tm, o),
         Op::Mvds(o) => mvds::run(&tm, o),

@@ -197,6 +197,7 @@ impl Ask<'_> {
             repeatable: true,
             open: &open,
             ready: &ready,
+            peer: Some(self.link),
         };
         let mut done = perform(&self.request.op, &ctx, job);
         let opened = || seen.lock().unwrap_or_else(PoisonError::into_inner).clone();

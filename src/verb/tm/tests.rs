@@ -5,6 +5,7 @@ mod bed;
 mod disks;
 mod layout;
 mod mover;
+mod put;
 mod snaps;
 mod sweep;
 

@@ -2,13 +2,14 @@
 //! host that does it is asked once. Nothing is changed here but through that host's handler, which for the
 //! front-end's own paths is in this process.
 
+mod context;
 mod migrate;
 mod shared;
 
 use super::Op;
 use super::serve::{Reply, Request, Sent};
 use crate::config::Settings;
-use crate::host::{Channel, Commit, Event, HostError, Hosts, Request as Call, Route};
+use crate::host::{Channel, Commit, Event, HostError, Hosts, Request as Call, Route, Source};
 use crate::one::{Cloud, HostName, Migrate, TmCall, VmDir};
 use crate::sdm::event::What;
 use crate::sdm::{Job, known};
@@ -16,6 +17,7 @@ use crate::sys::Class;
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -49,6 +51,7 @@ pub fn run(front: &Front<'_>, verb: &str, variant: Option<&str>, call: TmCall) -
         TmCall::Premigrate(m) => migrate::pre(front, &m).map(|()| String::new()),
         TmCall::Postmigrate(m) => migrate::post(front, &m).map(|()| String::new()),
         TmCall::Failmigrate(m) => migrate::fail(front, &m).map(|()| String::new()),
+        TmCall::Context(c) => context::run(front, &c).map(|()| String::new()),
         call => match front.driver {
             Driver::Shared => shared::run(front, verb, variant == Some("ssh"), call),
         },
@@ -71,6 +74,11 @@ impl Front<'_> {
     /// Asks the host to do it, and tells what it answered. One connection, one request; a second one only
     /// when the first was committed and its answer is lost: then the host knows it by its job id.
     fn ask(&self, at: &At<'_>, op: &Op) -> Result<String> {
+        self.ask_with(at, op, None)
+    }
+
+    /// The same with a file that goes along.
+    fn ask_with(&self, at: &At<'_>, op: &Op, data: Option<&File>) -> Result<String> {
         self.job.object(op.object());
         let host = at.host.map_or("", HostName::as_str);
         let end = Instant::now() + self.settings.lock.wait + self.settings.ssh.silence;
@@ -80,7 +88,7 @@ impl Front<'_> {
             if attempt > 0 && !cancel.wait(PAUSE) {
                 break;
             }
-            let done = self.ask_once(host, at, op);
+            let done = self.ask_once(host, at, op, data);
             let e = match done {
                 Ok(text) => return Ok(text),
                 Err(e) => e,
@@ -100,7 +108,7 @@ impl Front<'_> {
         Err(lost.map_or_else(|| refuse(Class::Cancelled, "stopped on request"), Into::into))
     }
 
-    fn ask_once(&self, host: &str, at: &At<'_>, op: &Op) -> Result<String> {
+    fn ask_once(&self, host: &str, at: &At<'_>, op: &Op, data: Option<&File>) -> Result<String> {
         let (route, mut channel) = self.hosts.open_by(host)?;
         let is_here = matches!(route, Route::Local { .. });
         let stores = self.stores(&*channel, host, at, op, is_here)?;
@@ -113,11 +121,12 @@ impl Front<'_> {
         };
         let id = self.job.id.to_string();
         let mut word = || true;
+        let mut blocks = data.map(context::blocks);
         let call = Call {
             job: &id,
             body: serde_json::to_value(&request).context("writing down the request")?,
             commit: Commit::When(&mut word),
-            source: None,
+            source: blocks.as_mut().map(|give| give as Source<'_>),
         };
         let mut news = |event| match event {
             Event::Progress(p) => self.job.follow(&p.phase, p.done, p.total),

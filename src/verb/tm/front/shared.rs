@@ -32,11 +32,13 @@ pub(super) fn run(front: &Front<'_>, verb: &str, ssh: bool, call: TmCall) -> Res
         TmCall::SnapRevert(c) => of.snap(&c, Op::SnapRevert),
         TmCall::Resize(c) => of.resize(&c),
         TmCall::Monitor(c) => of.monitor(&c.dump),
-        // Here they are hooked in: the context ISO, and snapshots of a running VM.
-        TmCall::Context(_) | TmCall::SnapCreateLive(_) => Err(not_yet(verb)),
-        TmCall::MonitorDs(_) | TmCall::Premigrate(_) | TmCall::Postmigrate(_) | TmCall::Failmigrate(_) => {
-            Err(not_yet(verb))
-        }
+        // Snapshots of a running VM are hooked in here.
+        TmCall::SnapCreateLive(_)
+        | TmCall::Context(_)
+        | TmCall::MonitorDs(_)
+        | TmCall::Premigrate(_)
+        | TmCall::Postmigrate(_)
+        | TmCall::Failmigrate(_) => Err(not_yet(verb)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The bed, and a reader of qcow2 that shares nothing with what it checks.
 
+use super::put::{Blob, iso};
 use super::*;
 use crate::config::Config;
 use crate::engine::faulty::Faulty;
@@ -135,6 +136,13 @@ impl Bed {
         self.with(id, &open, &|| Ok(()), op)
     }
 
+    /// With another side, or none.
+    pub fn with_peer(&self, id: JobId, op: &Op, peer: Option<&dyn crate::host::Link>) -> Result<Answer> {
+        let open = |_: &Path, ds: i64| Ok(self.domain(ds));
+        self.perform(id, &open, &|| Ok(()), peer, op)
+    }
+
+    /// The other side gives the same ISO always.
     pub fn with(
         &self,
         id: JobId,
@@ -142,10 +150,21 @@ impl Bed {
         ready: &crate::verb::Ready<'_>,
         op: &Op,
     ) -> Result<Answer> {
+        self.perform(id, open, ready, Some(&Blob::of(&iso(b'I'), false)), op)
+    }
+
+    fn perform(
+        &self,
+        id: JobId,
+        open: &crate::verb::Open<'_>,
+        ready: &crate::verb::Ready<'_>,
+        peer: Option<&dyn crate::host::Link>,
+        op: &Op,
+    ) -> Result<Answer> {
         // Each on a host of its own: nobody can signal the others.
         let jobs = &Jobs { run: self.dir.path().join(format!("run-{id}")), ..self.jobs.clone() };
         let (settings, tools) = (&self.config.settings, &self.tools);
-        let ctx = Ctx { settings, tools, jobs, job: id, repeatable: true, open, ready };
+        let ctx = Ctx { settings, tools, jobs, job: id, repeatable: true, open, ready, peer };
         let job = jobs.start(id, Topic { verb: "test".into(), ..Topic::default() });
         op::perform(op, &ctx, &job)
     }

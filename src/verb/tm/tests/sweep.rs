@@ -98,6 +98,10 @@ fn pulled(b: &Bed) {
     b.write("101/7/disk.0", 2, 'x');
 }
 
+fn put_iso(b: &Bed) -> Op {
+    put::put(b, &put::iso(b'I'))
+}
+
 fn save(b: &Bed, format: DiskFormat) -> Op {
     let disk = disk(b, "101/7/disk.0", Some("100/img"), format);
     Op::Cpds(op::Cpds { disk, snapshot: None, target: b.text("100/saved"), live: false })
@@ -121,6 +125,12 @@ fn scenes() -> Vec<Scene> {
             let (disk, format) = (b.text("101/7/disk.0"), "raw".to_owned());
             Op::MakeImage(op::MakeImage { disk, size_mib: 1, format, fs: None, sparse: true })
         }),
+        scene("context", true, nothing, put_iso),
+        scene("context over a disk with snapshots", true, raw_snapshots, |b| match put_iso(b) {
+            Op::Put(o) => Op::Put(op::Put { disk: b.text("101/7/disk.0"), ..o }),
+            op => op,
+        }),
+        scene("context again", true, |b| b.ok(&put_iso(b)), put_iso),
         scene("delete disk", true, raw_snapshots, |b| delete(b, "101/7/disk.0")),
         scene("delete persistent disk", true, raw_persistent, |b| delete(b, "101/7/disk.0")),
         scene("delete VM", true, raw_snapshots, |b| delete(b, "101/7")),
