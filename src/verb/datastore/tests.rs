@@ -82,8 +82,8 @@ impl Bed {
             Ok(Domain { engine: Box::new(engine()), ..self.domain() })
         };
         let (settings, tools, jobs) = (&self.config.settings, &self.tools, &self.jobs);
-        let ready = &|| Ok(());
-        let ctx = Ctx { settings, tools, jobs, job: id, repeatable: true, open: &open, ready, peer: None };
+        let (ready, peer) = (&|| Ok(()), None);
+        let ctx = Ctx { settings, tools, jobs, job: id, repeatable: true, open: &open, ready, peer };
         let job = self.jobs.start(id, Topic { verb: "test".into(), ..Topic::default() });
         verb(&ctx, &self.request(image), &job)
     }

@@ -20,6 +20,14 @@ impl Snaps<'_> {
         self.called.join(name.last()).into_os_string()
     }
 
+    /// What the link of the disk, or of the image, says when this is its layer.
+    pub fn linked_as(&self, name: &Name) -> OsString {
+        if self.called.as_os_str().is_empty() {
+            return Path::new(self.dir.last()).join(name.last()).into_os_string();
+        }
+        self.recorded_as(name)
+    }
+
     /// An empty layer over one of these, staged.
     pub fn overlay(&self, work: &mut Work<'_>, layers: &[Layer], over: &Name) -> Result<Slab> {
         let under = layers.iter().find(|l| l.name == *over);

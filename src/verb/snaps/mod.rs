@@ -103,7 +103,7 @@ impl Snaps<'_> {
     }
 
     /// Every `.current`: the snapshot, and the file that has its content.
-    fn markers(&self) -> Result<Vec<(i64, Name)>> {
+    pub fn markers(&self) -> Result<Vec<(i64, Name)>> {
         let mut out = Vec::new();
         for o in self.domain.engine.list(Some(&self.dir))? {
             if let Place::Public(name) = o.place

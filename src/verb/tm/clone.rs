@@ -30,7 +30,7 @@ pub(super) fn run(tm: &Tm<'_>, op: &Clone) -> Result<()> {
     let _image = tm.lease(&image, Mode::Shared)?;
     let _disk = tm.lease(&at, Mode::Exclusive)?;
     at.not_in_use()?;
-    let grow = wanted(op)?;
+    let grow = wanted(op.size_mib, op.original_mib)?;
     let mut work = tm.begin(&at)?;
     let mut steps = match op.format {
         DiskFormat::Qcow2 => layered(tm, op, &image, &at, &mut work, grow)?,
@@ -41,8 +41,8 @@ pub(super) fn run(tm: &Tm<'_>, op: &Clone) -> Result<()> {
 }
 
 /// The size to grow to, where one is asked for.
-fn wanted(op: &Clone) -> Result<Option<Bytes>> {
-    let Some(size) = op.size_mib.filter(|s| op.original_mib.is_some_and(|o| *s > o)) else {
+pub(super) fn wanted(size_mib: Option<u64>, original_mib: Option<u64>) -> Result<Option<Bytes>> {
+    let Some(size) = size_mib.filter(|s| original_mib.is_some_and(|o| *s > o)) else {
         return Ok(None);
     };
     let bytes = Bytes::mib(size);

@@ -132,7 +132,9 @@ impl Disk {
         let dir = home.snap()?;
         let called = match &self.image {
             Some(image) => image.spot.dir.join(dir.as_str()),
-            None => PathBuf::from(dir.last()),
+            // By its path from the disk's directory, with the link to itself; else by the bare number.
+            None if home.look(&dir.child(dir.last())?)?.is_some() => PathBuf::from(dir.last()),
+            None => PathBuf::new(),
         };
         let mut own = vec![Own::named(&home.spot.path())];
         own.extend(self.under.clone());

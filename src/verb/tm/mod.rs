@@ -11,6 +11,7 @@ pub mod front;
 mod ln;
 mod make;
 mod marker;
+mod meet;
 mod monitor;
 mod mv;
 mod mvds;
@@ -18,11 +19,15 @@ pub mod op;
 mod place;
 mod private;
 mod put;
+mod receive;
 mod resize;
+mod retire;
+mod send;
 pub mod serve;
 mod snap;
 #[cfg(test)]
 mod tests;
+mod tree;
 
 pub use op::{Answer, DiskFormat, Marker, Op, perform};
 pub use serve::Server;

@@ -15,7 +15,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 pub(super) fn run(tm: &Tm<'_>, op: &Monitor) -> Result<String> {
-    let path = Spot::datastore(tm.ctx, &op.dir)?;
+    let (path, _) = Spot::datastore(tm.ctx, &op.dir)?;
     let dir = Dir::open(&path).with_context(|| format!("opening {}", path.display()))?;
     let (total, free, used) = dir.space().with_context(|| format!("asking for the space of {}", op.dir))?;
     let mib = |n| Bytes(n).as_mib_up();

@@ -7,9 +7,9 @@
 
 use super::op::Mv;
 use super::place::Spot;
+use super::tree::{self, Seen};
 use super::{At, Tm};
 use crate::data::{self, Algo, Method, Sparse};
-use crate::engine::Name;
 use crate::lock::{Mode, SlabLease};
 use crate::sdm::event::What;
 use crate::sdm::record::request_digest;
@@ -17,11 +17,11 @@ use crate::sdm::{Work, settle};
 use crate::sys::Class;
 use crate::sys::effect::{Effect, step};
 use crate::sys::fs::{self, Dir, Entry, Kind};
-use crate::verb::{hold, refuse};
+use crate::verb::refuse;
 use anyhow::{Context as _, Result};
 use std::ffi::OsStr;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub(super) fn run(tm: &Tm<'_>, op: &Mv) -> Result<()> {
     if Spot::disk(tm.ctx, &op.from).is_ok() && Spot::disk(tm.ctx, &op.to).is_ok() {
@@ -51,26 +51,14 @@ pub(super) fn run(tm: &Tm<'_>, op: &Mv) -> Result<()> {
 
 /// On the disks in both places; whoever moves between the same two takes them in the same order.
 fn leases(tm: &Tm<'_>, src: &At, dst: &At) -> Result<Vec<SlabLease>> {
-    let mut names = vec![src.name().clone()];
-    names.extend(super::delete::disks(src)?);
-    let wanted: Vec<(&Name, Mode)> = names.iter().map(|n| (n, Mode::Exclusive)).collect();
+    let names = tree::names(src)?;
     let mut both = [src, dst];
     both.sort_by_key(|at| at.domain.header.id);
     let mut out = Vec::new();
     for at in both {
-        out.extend(hold::lease(&at.domain, tm.job, &wanted)?);
+        out.extend(tree::lease(tm, at, &names, Mode::Exclusive)?);
     }
     Ok(out)
-}
-
-/// One entry of a tree, as far as a change would show.
-#[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    path: PathBuf,
-    kind: Kind,
-    ino: u64,
-    size: u64,
-    modified: i64,
 }
 
 struct Move<'a> {
@@ -83,43 +71,24 @@ impl Move<'_> {
     fn run(&self) -> Result<()> {
         let (tm, name) = (self.tm, self.src.name());
         let from = Dir::open(&self.src.path(name)?).context("opening the source")?;
-        let before = seen(&from)?;
-        self.unused(&before)?;
-        let manifest: Vec<String> = before.iter().map(|s| format!("{s:?}")).collect();
-        let request = request_digest(&[&tm.request, &manifest.join("\n")]);
+        let before = Seen::below(&from)?;
+        before.unused(self.src)?;
+        let request = request_digest(&[&tm.request, &before.manifest()]);
         let made = settle::made_by(&self.dst.domain, name)?;
         if made.is_none_or(|c| c.request != request) {
             let mut work = Work::begin(&self.dst.domain, tm.job, std::slice::from_ref(name))?;
             let dir = work.dir()?;
             self.fill(&from, &Dir::open(&dir.path)?)?;
             work.flush(&dir)?;
-            self.unchanged(&from, &before)?;
+            before.unchanged(self.src)?;
             let steps = vec![work.step_to(&dir, name)?];
             tm.ready()?;
             work.commit(&request, "", steps)?;
         }
-        self.unchanged(&from, &before).context("the VM is at its destination and was left at its source")?;
+        before.unchanged(self.src).context("the VM is at its destination and was left at its source")?;
         let mut work = Work::begin(&self.src.domain, tm.job, std::slice::from_ref(name))?;
         let steps = work.step_bury(name, true)?.into_iter().collect();
         tm.commit(self.src, work, steps)
-    }
-
-    fn unchanged(&self, from: &Dir, before: &[Seen]) -> Result<()> {
-        if seen(from)? != before {
-            let text = format!("{} changed while it was being moved", self.src.spot.text());
-            return Err(refuse(Class::Integrity, text));
-        }
-        self.unused(before)
-    }
-
-    fn unused(&self, tree: &[Seen]) -> Result<()> {
-        let mut files = Vec::new();
-        for s in tree.iter().filter(|s| s.kind == Kind::File) {
-            if let Some(rel) = s.path.to_str() {
-                files.push(self.src.name().child(rel)?);
-            }
-        }
-        hold::not_in_use(&self.src.domain, &files)
     }
 
     fn fill(&self, from: &Dir, to: &Dir) -> Result<()> {
@@ -130,7 +99,10 @@ impl Move<'_> {
                     to.mkdir(&name, e.mode, true)?;
                     self.fill(&from.sub(Path::new(&name))?, &to.sub(Path::new(&name))?)?;
                 }
-                Kind::Link(text) => to.symlink(&self.moved(Path::new(text)), &name)?,
+                Kind::Link(text) => to.symlink(
+                    &tree::moved(Path::new(text), &self.src.spot.path(), &self.dst.spot.path()),
+                    &name,
+                )?,
                 // The way to a file by its path, which is another one now.
                 Kind::File if Path::new(&name).extension().is_some_and(|x| x == "current") => {
                     self.marker(from, to, &e)?;
@@ -146,18 +118,10 @@ impl Move<'_> {
         Ok(())
     }
 
-    /// A path that leads into the directory that moves, as it will be.
-    fn moved(&self, path: &Path) -> std::ffi::OsString {
-        match path.strip_prefix(self.src.spot.path()) {
-            Ok(rel) => self.dst.spot.path().join(rel).into_os_string(),
-            Err(_) => path.as_os_str().to_owned(),
-        }
-    }
-
     fn marker(&self, from: &Dir, to: &Dir, e: &Entry) -> Result<()> {
         let old = std::fs::read_to_string(from.path().join(&e.name))
             .with_context(|| format!("reading {}", e.name.display()))?;
-        let mut new = self.moved(Path::new(old.trim()));
+        let mut new = tree::moved(Path::new(old.trim()), &self.src.spot.path(), &self.dst.spot.path());
         new.push("\n");
         let mut file = to.create(&e.name, e.mode, true)?;
         let path = to.path().join(&e.name);
@@ -194,25 +158,4 @@ impl Move<'_> {
         }
         Ok(())
     }
-}
-
-/// All entries below a directory, in order.
-fn seen(dir: &Dir) -> Result<Vec<Seen>> {
-    let mut out = Vec::new();
-    let mut todo = vec![PathBuf::new()];
-    while let Some(rel) = todo.pop() {
-        let here = if rel.as_os_str().is_empty() { dir.sub(Path::new("."))? } else { dir.sub(&rel)? };
-        for name in here.names()? {
-            let Some(e) = here.entry(&name)? else { continue };
-            let path = rel.join(&name);
-            if e.kind == Kind::Dir {
-                todo.push(path.clone());
-            }
-            // A directory's own size and time say nothing that its entries do not.
-            let (size, modified) = if e.kind == Kind::Dir { (0, 0) } else { (e.size, e.modified) };
-            out.push(Seen { path, kind: e.kind, ino: e.ino, size, modified });
-        }
-    }
-    out.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(out)
 }

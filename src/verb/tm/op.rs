@@ -1,7 +1,11 @@
 //! What the front-end asks the host that has the storage to do: plain data, paths and numbers, nothing of
 //! OpenNebula's documents. Paths are absolute and as this host sees them.
 
-use super::{Tm, clone, cpds, delete, ln, make, monitor, mv, mvds, private, put, resize, snap};
+use super::{
+    Tm, clone, cpds, delete, ln, make, meet, monitor, mv, mvds, private, put, receive, resize, retire, send,
+    snap,
+};
+use crate::lock::JobId;
 use crate::sdm::Job;
 use crate::verb::Ctx;
 use anyhow::{Context as _, Result};
@@ -41,6 +45,14 @@ pub enum Op {
     SnapDelete(Snap),
     /// Grows a disk. *State*.
     Resize(Resize),
+    /// Gives data to the peer. Changes nothing.
+    Send(Send),
+    /// What the peer gives becomes a disk, an image or a VM's directory. *Again*.
+    Receive(Receive),
+    /// A VM's directory that was sent away goes. *State*.
+    Retire(Retire),
+    /// Whether a datastore is the same storage here and on another host. Changes nothing.
+    Meet(Meet),
     /// Space of a system datastore, and what its VMs take. Reads only.
     Monitor(Monitor),
 }
@@ -203,11 +215,123 @@ pub struct Resize {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Send {
+    pub what: What,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum What {
+    /// A VM's directory, and the path that it will have.
+    Vm { dir: String, to: String },
+    /// An image; of a qcow2 one all its layers, of others their snapshots when they are asked for.
+    Image { path: String, format: DiskFormat, snapshots: bool },
+    /// A disk with its snapshots.
+    Disk { disk: Disk },
+    /// What a disk is, or was in a snapshot, as one file.
+    Content { disk: Disk, snapshot: Option<i64> },
+}
+
+/// The text of what `Send` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Told {
+    /// Tells the source, as it was sent, from every other.
+    pub source: String,
+    /// Of the stream; `None` when the receiver wanted nothing.
+    pub digest: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Receive {
+    pub into: Into,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Into {
+    Vm {
+        dir: String,
+    },
+    /// As in `Clone`.
+    Disk {
+        path: String,
+        format: DiskFormat,
+        sparse: bool,
+        size_mib: Option<u64>,
+        original_mib: Option<u64>,
+        #[serde(default)]
+        marker: Marker,
+    },
+    Image {
+        path: String,
+        format: DiskFormat,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retire {
+    pub dir: String,
+    /// What it was when it was sent.
+    pub source: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Meet {
+    /// `<datastores>/<system ds>`
+    pub dir: String,
+    /// The job of the other side.
+    pub other: JobId,
+    /// The one that begins.
+    pub first: bool,
+}
+
+/// The text of what `Meet` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Met {
+    pub domain: uuid::Uuid,
+    /// The other side's sign is there.
+    pub found: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Monitor {
     /// `<datastores>/<system ds>`
     pub dir: String,
     /// What each VM's disks take, too.
     pub vms: bool,
+}
+
+impl What {
+    pub fn path(&self) -> &str {
+        match self {
+            What::Vm { dir, .. } => dir,
+            What::Image { path, .. } => path,
+            What::Disk { disk } | What::Content { disk, .. } => &disk.path,
+        }
+    }
+
+    /// Those of this host.
+    fn paths(&self) -> Vec<&str> {
+        match self {
+            What::Disk { disk } | What::Content { disk, .. } => disk.paths().collect(),
+            what => vec![what.path()],
+        }
+    }
+}
+
+impl Into {
+    pub fn path(&self) -> &str {
+        match self {
+            Into::Vm { dir } => dir,
+            Into::Disk { path, .. } | Into::Image { path, .. } => path,
+        }
+    }
 }
 
 /// What came of it.
@@ -236,6 +360,10 @@ impl Op {
             Op::SnapCreate(o) | Op::SnapRevert(o) | Op::SnapDelete(o) => &o.disk.path,
             Op::Resize(o) => &o.disk.path,
             Op::Monitor(o) => &o.dir,
+            Op::Send(o) => o.what.path(),
+            Op::Receive(o) => o.into.path(),
+            Op::Retire(o) => &o.dir,
+            Op::Meet(o) => &o.dir,
         }
     }
 
@@ -256,7 +384,16 @@ impl Op {
             Op::SnapCreate(o) | Op::SnapRevert(o) | Op::SnapDelete(o) => o.disk.paths().collect(),
             Op::Resize(o) => o.disk.paths().collect(),
             Op::Monitor(o) => vec![&o.dir],
+            Op::Send(o) => o.what.paths(),
+            Op::Receive(o) => vec![o.into.path()],
+            Op::Retire(o) => vec![&o.dir],
+            Op::Meet(o) => vec![&o.dir],
         }
+    }
+
+    /// Talks to a peer, who cannot begin anew in the middle.
+    pub fn streams(&self) -> bool {
+        matches!(self, Op::Send(_) | Op::Receive(_))
     }
 
     /// Changes nothing, and is not worth an entry in the history.
@@ -281,6 +418,10 @@ impl Op {
             Op::SnapDelete(o) => format!("deleting snapshot {} of {}", o.snapshot, o.disk.path),
             Op::Resize(o) => format!("growing {} to {} MiB", o.disk.path, o.size_mib),
             Op::Monitor(o) => format!("looking at {}", o.dir),
+            Op::Send(_) => format!("sending {}", self.object()),
+            Op::Receive(_) => format!("receiving {}", self.object()),
+            Op::Retire(o) => format!("removing {}, which has moved", o.dir),
+            Op::Meet(o) => format!("comparing {} with another host's", o.dir),
         }
     }
 }
@@ -306,9 +447,17 @@ pub fn perform(op: &Op, ctx: &Ctx<'_>, job: &Job) -> Result<Answer> {
         Op::SnapRevert(o) => snap::revert(&tm, o),
         Op::SnapDelete(o) => snap::delete(&tm, o),
         Op::Resize(o) => resize::run(&tm, o),
+        Op::Receive(o) => receive::run(&tm, o),
+        Op::Retire(o) => retire::run(&tm, o),
+        Op::Send(o) => return send::run(&tm, o).and_then(|told| json(&told)).with_context(|| op.doing()),
+        Op::Meet(o) => return meet::run(&tm, o).and_then(|met| json(&met)).with_context(|| op.doing()),
         Op::Monitor(o) => return monitor::run(&tm, o).map(|text| Answer { text }),
     };
     done.map(|()| Answer::default()).with_context(|| op.doing())
+}
+
+fn json(told: &impl Serialize) -> Result<Answer> {
+    Ok(Answer { text: serde_json::to_string(told).context("writing down the answer")? })
 }
 
 #[cfg(test)]

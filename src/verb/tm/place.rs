@@ -107,10 +107,10 @@ impl Spot {
         Ok((Spot::image(ctx, &image.to_string_lossy())?, file))
     }
 
-    /// A datastore: its directory.
-    pub fn datastore(ctx: &Ctx<'_>, path: &str) -> Result<PathBuf> {
+    /// A datastore: its directory and number.
+    pub fn datastore(ctx: &Ctx<'_>, path: &str) -> Result<(PathBuf, i64)> {
         match split(ctx, path)? {
-            (dir, _, rest) if rest.is_empty() => Ok(dir),
+            (dir, ds, rest) if rest.is_empty() => Ok((dir, ds)),
             _ => Err(refuse(Class::Refused, format!("{path} is not a datastore's directory"))),
         }
     }

@@ -202,7 +202,10 @@ impl Ask<'_> {
         let mut done = perform(&self.request.op, &ctx, job);
         let opened = || seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
         // What is only kept makes room before anybody is told that there is none.
-        if done.as_ref().is_err_and(is_no_space) && self.make_room(&opened(), job) {
+        if done.as_ref().is_err_and(is_no_space)
+            && !self.request.op.streams()
+            && self.make_room(&opened(), job)
+        {
             done = perform(&self.request.op, &ctx, job);
         }
         let text = done?.text;

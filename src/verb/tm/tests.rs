@@ -8,6 +8,8 @@ mod mover;
 mod put;
 mod snaps;
 mod sweep;
+mod transfer;
+mod way;
 
 use super::op::{self, Op};
 use super::{Answer, DiskFormat, Marker};
@@ -18,6 +20,9 @@ use std::path::Path;
 
 /// Fills 64 KiB of a disk, as its guest does.
 fn guest_writes(disk: &Path, at: usize, letter: char) {
+    // What a machine is started with is where the link leads.
+    let to = std::fs::read_link(disk).map(|to| disk.parent().unwrap().join(to));
+    let disk = to.as_deref().unwrap_or(disk);
     let format = if std::fs::read(disk).unwrap().starts_with(b"QFI") { "qcow2" } else { "raw" };
     let write = format!("write -q -P {} {at} 64k", u32::from(letter));
     let mut qemu = std::process::Command::new("/usr/bin/qemu-io");

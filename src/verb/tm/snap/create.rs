@@ -101,7 +101,7 @@ impl<'a> Freeze<'a> {
         if n == self.active {
             return tm.commit(home, work, steps);
         }
-        let to = self.snaps.recorded_as(&name).to_string_lossy().into_owned();
+        let to = self.snaps.linked_as(&name).to_string_lossy().into_owned();
         if self.disk.image.is_none() {
             let link = work.link(&to)?;
             work.flush(&link)?;

@@ -124,6 +124,18 @@ impl Bed {
 
     /// By a host that dies after so many changes of storage, wherever they are.
     pub fn cut(&self, id: JobId, op: &Op, left: i64, after: bool) -> Result<Answer> {
+        self.cut_with(id, op, (left, after), &|| Ok(()), Some(&Blob::of(&iso(b'I'), false)))
+    }
+
+    /// The same, with another side.
+    pub fn cut_with(
+        &self,
+        id: JobId,
+        op: &Op,
+        (left, after): (i64, bool),
+        ready: &crate::verb::Ready<'_>,
+        peer: Option<&dyn crate::host::Link>,
+    ) -> Result<Answer> {
         let left = Arc::new(AtomicI64::new(left));
         let open = |dir: &Path, ds: i64| -> Result<Domain, SdmError> {
             let domain = self.domain(ds);
@@ -133,7 +145,7 @@ impl Bed {
             };
             Ok(Domain { engine, ..domain })
         };
-        self.with(id, &open, &|| Ok(()), op)
+        self.perform(id, &open, ready, peer, op)
     }
 
     /// With another side, or none.

@@ -2,6 +2,8 @@
 //! never seen again; then another host's collector, then the same call.
 
 use super::bed::View;
+use super::transfer;
+use super::way::Tape;
 use super::*;
 use crate::lock::JobId;
 
@@ -102,9 +104,39 @@ fn put_iso(b: &Bed) -> Op {
     put::put(b, &put::iso(b'I'))
 }
 
+fn received(b: &Bed) {
+    transfer::with_snapshot(b, DiskFormat::Qcow2);
+}
+
+fn two_places(b: &Bed) {
+    own_chain(b);
+    b.ok(&Op::Clone(clone(b, "100/img", "102/7/disk.0", DiskFormat::Raw)));
+}
+
 fn save(b: &Bed, format: DiskFormat) -> Op {
     let disk = disk(b, "101/7/disk.0", Some("100/img"), format);
     Op::Cpds(op::Cpds { disk, snapshot: None, target: b.text("100/saved"), live: false })
+}
+
+fn receive(into: op::Into) -> Op {
+    Op::Receive(op::Receive { into })
+}
+
+fn retire(b: &Bed) -> Op {
+    let (_, told) = Tape::record(b, transfer::vm(b).0);
+    transfer::retire(b, &told)
+}
+
+/// Does it; what is received comes from where its scene has it.
+fn perform(b: &Bed, id: JobId, op: &Op, (left, after): (i64, bool)) -> anyhow::Result<Answer> {
+    let Op::Receive(o) = op else { return b.cut(id, op, left, after) };
+    let what = match &o.into {
+        op::Into::Vm { .. } => transfer::vm(b).0,
+        op::Into::Disk { format, .. } => transfer::image(b, "100/img", *format),
+        op::Into::Image { format, .. } => op::What::Disk { disk: disk(b, "101/7/disk.0", None, *format) },
+    };
+    let (tape, _) = Tape::record(b, what);
+    b.cut_with(id, op, (left, after), &|| Ok(()), Some(&tape))
 }
 
 fn scene(what: &'static str, memory: bool, before: fn(&Bed), op: fn(&Bed) -> Op) -> Scene {
@@ -144,6 +176,18 @@ fn scenes() -> Vec<Scene> {
             let disk = disk(b, "101/7/disk.0", None, DiskFormat::Raw);
             Op::Resize(op::Resize { disk, size_mib: 2, sparse: true })
         }),
+        scene("receive raw", true, raw_image, |b| {
+            receive(transfer::into_disk(b, "101/7/disk.0", DiskFormat::Raw))
+        }),
+        scene("receive qcow2 over a disk", false, received, |b| {
+            receive(transfer::into_disk(b, "101/7/disk.0", DiskFormat::Qcow2))
+        }),
+        scene("receive an image", false, received, |b| {
+            receive(transfer::into_image(b, "100/img", DiskFormat::Qcow2))
+        }),
+        scene("receive a VM", false, own_chain, |b| receive(transfer::vm(b).1)),
+        scene("receive a VM over another", false, two_places, |b| receive(transfer::vm(b).1)),
+        scene("retire", false, own_chain, retire),
         scene("clone qcow2", false, qcow2_image, clone_qcow2),
         scene("clone qcow2 over a raw disk", false, raw_disk, |b| {
             let op = clone(b, "100/other", "101/7/disk.0", DiskFormat::Qcow2);
@@ -212,7 +256,7 @@ fn sweep(memory: bool) -> usize {
         let whole = bed(s);
         let start = if s.memory { None } else { Some(whole.capture()) };
         let old = view(&whole);
-        whole.ok(&(s.op)(&whole));
+        perform(&whole, JobId::generate(), &(s.op)(&whole), (i64::MAX, false)).unwrap();
         let new = view(&whole);
         whole.collect();
         assert_eq!(view(&whole), new, "{}: collecting touches nothing public", s.what);
@@ -226,7 +270,7 @@ fn sweep(memory: bool) -> usize {
                 }
                 let at = format!("{} cut at {n} {after}", s.what);
                 let op = (s.op)(bed);
-                let first = bed.cut(JobId::generate(), &op, n, after);
+                let first = perform(bed, JobId::generate(), &op, (n, after));
                 let clean =
                     [100, 101, 102].iter().all(|ds| bed.domain(*ds).engine.jobs().unwrap().is_empty());
                 over &= first.is_ok() && clean;
@@ -239,7 +283,8 @@ fn sweep(memory: bool) -> usize {
                     (s.rest)(&mut now);
                 }
                 assert!(now == old || now == new, "{at}: {now:#?}\nold {old:#?}\nnew {new:#?}");
-                bed.run(&op).unwrap_or_else(|e| panic!("{at} again: {e:#}"));
+                let again = perform(bed, JobId::generate(), &op, (i64::MAX, false));
+                again.unwrap_or_else(|e| panic!("{at} again: {e:#}"));
                 assert_eq!(view(bed), new, "{at} again");
                 bed.collect();
                 points += 1;

@@ -1,0 +1,243 @@
+//! The half of a transfer on the host that has the data: a disk, an image or a VM's directory is leased to
+//! read and given to the peer, which may have it already. Nothing is changed here, not even by a move: the
+//! source goes by an operation of its own (`retire`), after the destination is there. Design 5; red team 1.3.
+//!
+//! A disk comes as `disk`, a file or a link to the layer in `snap` that it is, and `snap/<n>`; a VM's
+//! directory as `vm`, with `.monitor` beside it. Who receives gives them the names they have there.
+
+use super::disk::Disk;
+use super::ln::{layers_of, resolved};
+use super::op::{self, Told, What};
+use super::place::Spot;
+use super::tree::{self, Seen};
+use super::{At, DiskFormat, Tm, clone};
+use crate::data::DataError;
+use crate::data::extent::{Sender, Sent};
+use crate::engine::{Kind as ObjectKind, Name};
+use crate::host::Link;
+use crate::image::{self, Format};
+use crate::lock::Mode;
+use crate::sdm::Work;
+use crate::sdm::event;
+use crate::sdm::record::request_digest;
+use crate::sys::Class;
+use crate::sys::fs::{Dir, Kind};
+use crate::verb::fill::{self, Conversion, disk_size};
+use crate::verb::refuse;
+use crate::verb::snaps::Snaps;
+use anyhow::{Context as _, Result};
+use std::fs::File;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+/// The other side of a transfer.
+pub(super) fn peer<'a>(tm: &Tm<'a>) -> Result<&'a dyn Link> {
+    tm.ctx.peer.ok_or_else(|| refuse(Class::Usage, "a transfer needs another side to it"))
+}
+
+pub(super) fn run(tm: &Tm<'_>, op: &op::Send) -> Result<Told> {
+    match &op.what {
+        What::Vm { dir, to } => vm(tm, dir, Path::new(to)),
+        What::Image { path, format, snapshots } => image(tm, path, *format, *snapshots),
+        What::Disk { disk } => disk_with_snapshots(tm, disk),
+        What::Content { disk, snapshot } => content(tm, disk, *snapshot),
+    }
+}
+
+/// What tells a source, unchanged, from every other. Begins with its domain.
+pub(super) fn source(at: &At, state: &[&str]) -> String {
+    format!("{} {}", at.domain.header.id, request_digest(state))
+}
+
+/// The identity of a VM's directory.
+pub(super) fn vm_source(vm: &At, seen: &Seen) -> String {
+    source(vm, &[vm.name().as_str(), &seen.manifest()])
+}
+
+fn stream(tm: &Tm<'_>, source: String, entries: impl FnOnce(&mut Sender<'_>) -> Result<()>) -> Result<Told> {
+    let (link, watch) = (peer(tm)?, tm.job.watch());
+    let gone = || DataError::Gone { doing: "sending" };
+    let mut sink = |block| link.send(block).map_err(|_| gone());
+    tm.job.phase("sending");
+    let limit = tm.ctx.settings.data.limit.map(|l| l.0);
+    let mut sender = Sender::begin(&source, limit, &watch, &mut sink)?;
+    if !sender.wanted(|| link.receive().ok().flatten().ok_or_else(gone))? {
+        return Ok(Told { source, digest: None });
+    }
+    entries(&mut sender)?;
+    let Sent { digest, size, data, wire } = sender.end()?;
+    tracing::debug!(size, data, wire, "sent");
+    tm.job.method("extents");
+    Ok(Told { source, digest: Some(digest) })
+}
+
+fn vm(tm: &Tm<'_>, dir: &str, to: &Path) -> Result<Told> {
+    let at = tm.open(Spot::vm(tm.ctx, dir)?)?;
+    let _leases = tree::lease(tm, &at, &tree::names(&at)?, Mode::Shared)?;
+    if at.look(at.name())?.is_none() {
+        return Err(refuse(Class::NotFound, format!("{dir} does not exist")));
+    }
+    let from = Dir::open(&at.path(at.name())?).context("opening the source")?;
+    let seen = Seen::below(&from)?;
+    seen.unused(&at)?;
+    stream(tm, vm_source(&at, &seen), |sender| {
+        tm.job.watch().progress.total(seen.size());
+        let mode = std::fs::metadata(from.path()).context("looking at the source")?.permissions().mode();
+        sender.dir("vm", mode)?;
+        Tree { tm, from: at.spot.path(), to: to.to_owned() }.send(sender, &from, "vm")?;
+        if let Ok(mut text) = std::fs::read(at.spot.dir.join(".monitor")) {
+            text.truncate(256);
+            sender.bytes(".monitor", 0o644, &text)?;
+        }
+        // Before the receiver has the end, without which it publishes nothing.
+        seen.unchanged(&at)
+    })
+}
+
+struct Tree<'a> {
+    tm: &'a Tm<'a>,
+    from: PathBuf,
+    to: PathBuf,
+}
+
+impl Tree<'_> {
+    fn send(&self, sender: &mut Sender<'_>, dir: &Dir, at: &str) -> Result<()> {
+        for name in dir.names()? {
+            let Some(e) = dir.entry(&name)? else { continue };
+            let text = |t: &std::ffi::OsStr| {
+                let t = t.to_str().map(str::to_owned);
+                t.ok_or_else(|| refuse(Class::Unsupported, format!("{} is not text", name.display())))
+            };
+            let path = format!("{at}/{}", text(&name)?);
+            let sending = || format!("sending {path}");
+            match &e.kind {
+                Kind::Dir => {
+                    sender.dir(&path, e.mode)?;
+                    self.send(sender, &dir.sub(Path::new(&name))?, &path)?;
+                }
+                Kind::Link(to) => sender.link(&path, &text(&self.moved(Path::new(to)))?)?,
+                // The way to a file by its path, which is another one there.
+                Kind::File if path.ends_with(".current") && e.size < 4096 => {
+                    let old = std::fs::read_to_string(dir.path().join(&name)).with_context(sending)?;
+                    let new = format!("{}\n", text(&self.moved(Path::new(old.trim())))?);
+                    sender.bytes(&path, e.mode, new.as_bytes())?;
+                }
+                Kind::File => {
+                    let file = dir.open_file(Path::new(&name), false).with_context(sending)?;
+                    sender.file(&path, e.mode, &file).with_context(sending)?;
+                }
+                // A socket or pipe of a process that is gone.
+                Kind::Other => {
+                    let text = format!("{} is not a file and was left behind", name.display());
+                    self.tm.job.tell(event::What::Warning { text });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn moved(&self, path: &Path) -> std::ffi::OsString {
+        tree::moved(path, &self.from, &self.to)
+    }
+}
+
+fn image(tm: &Tm<'_>, path: &str, format: DiskFormat, snapshots: bool) -> Result<Told> {
+    let image = tm.open(Spot::image(tm.ctx, path)?)?;
+    let _image = tm.lease(&image, Mode::Shared)?;
+    let snaps = layers_of(tm, &image)?;
+    let source = source(&image, &[&tm.request]);
+    if format != DiskFormat::Qcow2 {
+        let file = clone::open(&image, &resolved(&image)?)?;
+        return stream(tm, source, |sender| copies(sender, &snaps, &file, snapshots));
+    }
+    if let Some(active) = snaps.active(&snaps.layers()?)? {
+        return stream(tm, source, |sender| layers(sender, &snaps, &active));
+    }
+    let file = clone::open(&image, image.name())?;
+    if image::probe_as(&file, Format::Qcow2)?.backing.is_some() {
+        let text = format!("{path} builds on another file; make it a whole image first");
+        return Err(refuse(Class::Unsupported, text));
+    }
+    stream(tm, source, |sender| {
+        sender.dir("snap", 0o755)?;
+        sender.file("snap/0", 0o644, &file)?;
+        Ok(sender.link("disk", "snap/0")?)
+    })
+}
+
+fn disk_with_snapshots(tm: &Tm<'_>, op: &op::Disk) -> Result<Told> {
+    let disk = Disk::open(tm, op, Mode::Shared)?;
+    if let Some(image) = &disk.image {
+        let text = format!("{} is {} itself and no copy of it", op.path, image.spot.text());
+        return Err(refuse(Class::Integrity, text));
+    }
+    disk.home().not_in_use()?;
+    let snaps = disk.snaps(tm)?;
+    stream(tm, source(&disk.at, &[&tm.request]), |sender| {
+        if disk.layered() {
+            return layers(sender, &snaps, &disk.file);
+        }
+        copies(sender, &snaps, &fill::open(&disk.path()?)?, true)
+    })
+}
+
+/// One file that needs no other.
+fn content(tm: &Tm<'_>, op: &op::Disk, snapshot: Option<i64>) -> Result<Told> {
+    let disk = Disk::open(tm, op, Mode::Shared)?;
+    let snaps = disk.snaps(tm)?;
+    let file = match snapshot {
+        None => disk.file.clone(),
+        Some(n) => snaps.there(n)?,
+    };
+    disk.home().not_in_use()?;
+    let path = disk.home().path(&file)?;
+    let mut work;
+    let opened = if disk.format == DiskFormat::Qcow2 {
+        let found = image::probe_as(&fill::open(&path)?, Format::Qcow2)?;
+        snaps.readable(&file, Format::Qcow2)?;
+        if found.backing.is_some() {
+            work = Work::begin(&disk.at.domain, tm.job, std::slice::from_ref(disk.at.name()))?;
+            let how =
+                Conversion { from: Format::Qcow2, to: Format::Qcow2, size: disk_size(&found), sparse: true };
+            let slab = fill::converted(tm.ctx, tm.job, &mut work, &path, how)?;
+            slab.file.context("a staged file has no file")?
+        } else {
+            fill::open(&path)?
+        }
+    } else {
+        fill::open(&path)?
+    };
+    stream(tm, source(&disk.at, &[&tm.request]), |sender| {
+        Ok(sender.file("disk", 0o644, &opened).map(drop)?)
+    })
+}
+
+/// A file, and its snapshots, which are whole copies.
+fn copies(sender: &mut Sender<'_>, snaps: &Snaps<'_>, file: &File, snapshots: bool) -> Result<()> {
+    sender.file("disk", 0o644, file)?;
+    let files = if snapshots { snaps.objects()? } else { Vec::new() };
+    if files.is_empty() {
+        return Ok(());
+    }
+    sender.dir("snap", 0o755)?;
+    for (n, name, kind) in files {
+        if kind != ObjectKind::File {
+            return Err(refuse(Class::Unsupported, format!("{name} is not a file")));
+        }
+        sender.file(&format!("snap/{n}"), 0o644, &fill::open(&snaps.path(&name)?)?)?;
+    }
+    Ok(())
+}
+
+/// All layers, as they are; what they call each other is mended where they arrive.
+fn layers(sender: &mut Sender<'_>, snaps: &Snaps<'_>, active: &Name) -> Result<()> {
+    sender.dir("snap", 0o755)?;
+    for layer in snaps.layers()? {
+        let path = format!("snap/{}", layer.n);
+        sender.file(&path, 0o644, &fill::open(&snaps.path(&layer.name)?)?).with_context(|| path.clone())?;
+    }
+    for (n, file) in snaps.markers()? {
+        sender.bytes(&format!("snap/{n}.current"), 0o644, file.last().as_bytes())?;
+    }
+    Ok(sender.link("disk", &format!("snap/{}", active.last()))?)
+}
