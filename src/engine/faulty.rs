@@ -30,6 +30,7 @@ impl<E: Engine> Faulty<E> {
     }
 
     /// Fails one change only, and works again.
+    #[must_use]
     pub fn once(self) -> Faulty<E> {
         Faulty { once: true, ..self }
     }
