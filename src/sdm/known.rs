@@ -24,7 +24,7 @@ fn file(state: &Path, ds_id: &str) -> PathBuf {
     state.join("datastore").join(format!("{ds_id}.json"))
 }
 
-/// Every datastore this front-end has opened, by its OpenNebula id.
+/// Every datastore this front-end has opened or sees, by its OpenNebula id.
 pub fn all(state: &Path) -> Vec<(String, Known)> {
     let mut out: Vec<(String, Known)> = std::fs::read_dir(state.join("datastore"))
         .into_iter()
@@ -33,7 +33,7 @@ pub fn all(state: &Path) -> Vec<(String, Known)> {
         .filter_map(|e| {
             let id = e.path().file_stem()?.to_str().filter(|id| !id.contains('@'))?.to_owned();
             let known: Known = serde_json::from_slice(&std::fs::read(e.path()).ok()?).ok()?;
-            (!known.elsewhere).then_some((id, known))
+            (!known.elsewhere || known.path.join(".sdm").is_dir()).then_some((id, known))
         })
         .collect();
     out.sort_by_key(|(id, _)| (id.len(), id.clone()));

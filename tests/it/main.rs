@@ -63,4 +63,5 @@ mod sources;
 mod standin;
 mod tm;
 mod tm_calls;
+mod tm_kill;
 mod tmcalls;

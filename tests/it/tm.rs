@@ -87,7 +87,7 @@ fn the_example_vm_of_the_seed() {
     sound(&cloud);
 }
 
-fn sound(cloud: &crate::hosts::Cloud) {
+pub fn sound(cloud: &crate::hosts::Cloud) {
     let program = crate::bed::program();
     for verb in ["gc", "check"] {
         cloud.on("fe", &[program.to_str().unwrap(), verb]);
