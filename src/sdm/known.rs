@@ -214,4 +214,46 @@ mod tests {
         assert!(matches!(open(&state, Some("7"), &ds), Err(SdmError::NotMounted { .. })));
         assert!(!ds.join(".sdm").exists());
     }
+
+    /// A host does what the front-end expects: the storage that it knows, and no other in its place.
+    #[test]
+    fn a_host_opens_what_is_expected_and_makes_only_what_nobody_knew() {
+        let t = tempfile::tempdir().unwrap();
+        let ds = t.path().join("101");
+        let shared = |expected| open_as(&ds, expected, Storage::Shared);
+        let first = shared(None).unwrap().header.id;
+        assert_eq!(shared(Some(first)).unwrap().header.id, first);
+        let other = Some(uuid::Uuid::now_v7());
+        assert!(matches!(shared(other), Err(SdmError::WrongDomain { .. })));
+        assert!(matches!(open_as(&ds, other, Storage::Local), Err(SdmError::WrongDomain { .. })));
+        // Not mounted: empty, or not there at all.
+        std::fs::rename(&ds, t.path().join("away")).unwrap();
+        assert!(matches!(shared(Some(first)), Err(SdmError::NotMounted { .. })));
+        std::fs::create_dir(&ds).unwrap();
+        assert!(matches!(shared(Some(first)), Err(SdmError::WrongDomain { .. })));
+        assert!(std::fs::read_dir(&ds).unwrap().next().is_none(), "nothing was created");
+        // A host's own storage, installed anew; but not over what somebody put there.
+        std::fs::write(ds.join("foreign"), "").unwrap();
+        assert!(matches!(open_as(&ds, Some(first), Storage::Local), Err(SdmError::WrongDomain { .. })));
+        std::fs::remove_file(ds.join("foreign")).unwrap();
+        let anew = open_as(&ds, Some(first), Storage::Local).unwrap().header.id;
+        assert_ne!(anew, first);
+        let nowhere = t.path().join("none/101");
+        assert!(matches!(open_as(&nowhere, None, Storage::Local), Err(SdmError::NotMounted { .. })));
+    }
+
+    #[test]
+    fn what_a_host_told_is_expected_and_listed_when_it_is_seen() {
+        let t = tempfile::tempdir().unwrap();
+        let (state, ds) = (t.path().join("state"), t.path().join("101"));
+        let id = uuid::Uuid::now_v7();
+        note(&state, "101", &ds, id, true);
+        note(&state, "102@h1", &ds, id, true);
+        assert_eq!(get(&state, "101", &ds).map(|k| k.domain), Some(id));
+        assert!(get(&state, "101", t.path()).is_none() && all(&state).is_empty());
+        std::fs::create_dir(&ds).unwrap();
+        assert!(matches!(open(&state, Some("101"), &ds), Err(SdmError::WrongDomain { .. })));
+        Domain::init_dir(&ds).unwrap();
+        assert_eq!(all(&state).len(), 1);
+    }
 }

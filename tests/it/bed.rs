@@ -114,6 +114,16 @@ impl Bed {
         Call::new(self, verb, program)
     }
 
+    /// `remotes/tm/<driver>/<verb>`, a link to the program, to be given its arguments.
+    pub fn tm(&self, driver: &str, verb: &str) -> Call<'_> {
+        let link = self.remotes().join("tm").join(driver).join(verb);
+        if !link.is_symlink() {
+            std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink(program(), &link).unwrap();
+        }
+        Call::new(self, verb, link)
+    }
+
     /// The call oned makes for image or datastore `id`: the dump in base64 on stdin.
     pub fn ds(&self, verb: &str, id: u32, dump: &str) -> Call<'_> {
         self.verb("fs", verb).arg(id.to_string()).stdin(base64(dump))

@@ -207,7 +207,11 @@ fn oned_conf_lines_come_from_the_oned_conf_that_is_there() {
     let conf = "DATASTORE_MAD = [\n  EXECUTABLE = \"one_datastore\",\n  ARGUMENTS = \"-t 9 -d fs,ceph -s shared\"\n]\n";
     std::fs::write(bed.root().join("etc/oned.conf"), conf).unwrap();
     let said = bed.onesdm(&["install", "--show-oned-conf"]).run().ok();
-    assert!(said.contains("-t 9 -d fs,ceph,sdm -s shared") && said.contains("DS_MAD_CONF"), "{said}");
+    assert!(
+        said.contains("-t 9 -d fs,ceph,sdm -s shared,sdm_shared") && said.contains("DS_MAD_CONF"),
+        "{said}"
+    );
+    assert!(said.contains("TM_MAD_CONF") && said.contains("LN_TARGET"), "{said}");
 }
 
 #[test]

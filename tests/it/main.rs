@@ -61,6 +61,7 @@ mod server;
 mod shell;
 mod sources;
 mod standin;
+mod sysoracle;
 mod tm;
 mod tm_calls;
 mod tm_kill;

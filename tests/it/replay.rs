@@ -2,11 +2,12 @@
 //! from run to run and are mapped; numbers that depend on the machine are checked for form only. After
 //! every call the oracle compares the whole image datastore.
 
-use crate::bed::Bed;
+use crate::bed::{Bed, Call};
 use crate::doc;
 use crate::guest;
 use crate::oracle::{Node, Oracle, Tree};
 use crate::standin::{self, TmCall};
+use crate::sysoracle::{Systems, local};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ pub struct Replay<'a> {
     folder: PathBuf,
     oracle: Oracle,
     tree: Tree,
+    systems: Systems,
     /// Recorded image name to ours.
     names: BTreeMap<String, String>,
     exported: bool,
@@ -30,7 +32,10 @@ impl Replay<'_> {
         guest::make_raw(&images.join("alt"), 32 << 10, 2);
         guest::make_qcow2(&images.join("alt"), &images.join("lc1.alt.qcow2"));
         let oracle = Oracle::new(&bed.store(100));
-        Replay { bed, folder: dir, oracle, tree: Tree::default(), names: BTreeMap::new(), exported: false }
+        let systems = Systems::new(bed.store(101).parent().unwrap());
+        bed.store(102);
+        let (tree, names) = (Tree::default(), BTreeMap::new());
+        Replay { bed, folder: dir, oracle, tree, systems, names, exported: false }
     }
 
     /// Replays the chain. The error names the first call that is not as it must be; the answer is the
@@ -45,10 +50,18 @@ impl Replay<'_> {
                 self.exported = true;
                 self.export().map_err(|e| format!("before {at}: export: {e}"))?;
             }
-            let done = if call["role"] == "tm" { self.tm(&call) } else { self.datastore(&call) };
+            // What is not offered yet is done by somebody else.
+            let later = ["context", "snap_create_live"].contains(&call["verb"].as_str().unwrap_or_default());
+            let done = if call["role"] == "datastore" {
+                self.datastore(&call)
+            } else if call["driver"] == "ssh" || later || call["step"] == "saveas_live" {
+                self.stand_in(&call)
+            } else {
+                self.transfer(&call)
+            };
             done.map_err(|e| format!("{at}: {e}"))?;
             self.oracle.compare(&self.tree).map_err(|e| format!("after {at}: {e}"))?;
-            ours += usize::from(call["role"] == "datastore");
+            ours += usize::from(call["role"] == "datastore" || call["driver"] == "shared" && !later);
         }
         if !self.tree.0.is_empty() {
             return Err(format!("images outlive the chain: {:?}", self.tree.0.keys()));
@@ -70,22 +83,92 @@ impl Replay<'_> {
         text
     }
 
-    fn tm(&mut self, call: &Value) -> Result<(), String> {
+    fn document(&self, name: &Value) -> Result<String, String> {
+        let path = self.folder.join("documents").join(name.as_str().ok_or("no document")?);
+        Ok(self.here(&std::fs::read_to_string(path).map_err(|e| e.to_string())?))
+    }
+
+    /// A transfer call with the documents oned would have given. All hosts are this one.
+    fn transfer(&mut self, call: &Value) -> Result<(), String> {
+        let verb = call["verb"].as_str().unwrap_or_default();
+        let driver = call["driver"].as_str().unwrap_or_default();
+        let here = |arg: &String| match arg.split_once(":/") {
+            Some((_, path)) => format!("localhost:/{path}"),
+            None => arg.clone(),
+        };
+        let argv: Vec<_> = strings(&call["argv"]).iter().map(|a| here(&self.here(a))).collect();
+        let xml = self.bed.root().join("xml");
+        std::fs::create_dir_all(&xml).map_err(|e| e.to_string())?;
+        let write =
+            |name: String, text: String| std::fs::write(xml.join(name), text).map_err(|e| e.to_string());
+        if call["vm"].is_string() {
+            let document = self.document(&call["vm"])?;
+            write(format!("vm-{}.xml", doc::field(&document, "VM", "ID").unwrap_or_default()), document)?;
+        }
+        for (id, name) in call["datastores"].as_object().into_iter().flatten() {
+            write(format!("datastore-{id}.xml"), self.document(name)?)?;
+        }
+        let mut run = argv.iter().fold(self.bed.tm(driver, verb).env("ONESDM_XML_DIR", &xml), Call::arg);
+        if call["stdin"]["encoding"] == "base64" {
+            run = run.stdin(crate::bed::base64(self.document(&call["stdin"]["document"])?));
+        }
+        let answer = run.run().answer()?;
+        if verb == "monitor" {
+            return if answer.trim().contains('\n') {
+                Err(format!("two lines: {answer}"))
+            } else {
+                monitor(&answer)
+            };
+        }
+        if !answer.is_empty() {
+            return Err(format!("answered {answer:?}"));
+        }
+        // The hypervisor resizes the disk of a running VM.
+        if call["step"] != "resize_live" {
+            self.systems.did(verb, &argv)?;
+        }
+        let disk = local(argv.get(usize::from(["clone", "ln"].contains(&verb))).map_or("", String::as_str));
+        self.systems.compare()?;
+        if ["clone", "ln", "snap_create"].contains(&verb) {
+            standin::guest_writes(call["seq"].as_u64().unwrap_or_default(), &disk)
+                .map_err(|e| e.to_string())?;
+            self.systems.refresh(&disk)?;
+        }
+        // What is in the image datastore now, by the call and by the guest.
+        let image = std::fs::read_link(&disk).ok();
+        match (verb, image) {
+            ("cpds", _) => self.image(&local(&argv[1])),
+            ("ln", Some(image)) => self.image(&image),
+            ("snap_create", Some(image)) => {
+                let dir = standin::snap_dir(&image);
+                [&image, &dir, &dir.join(&argv[1])].into_iter().try_for_each(|path| self.image(path))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes something of the image datastore as it is.
+    fn image(&mut self, path: &Path) -> Result<(), String> {
+        let root = self.bed.store_path(100);
+        let inside = path.strip_prefix(&root).map_err(|e| format!("{}: {e}", path.display()))?;
+        let node = if path.is_dir() { Node::Dir } else { self.oracle.image(path)? };
+        self.tree.put(inside, node);
+        Ok(())
+    }
+
+    fn stand_in(&mut self, call: &Value) -> Result<(), String> {
         let argv: Vec<_> = strings(&call["argv"]).iter().map(|a| self.here(a)).collect();
         let touched = standin::perform(&TmCall {
             seq: call["seq"].as_u64().unwrap_or_default(),
             step: call["step"].as_str().unwrap_or_default(),
-            driver: call["driver"].as_str().unwrap_or_default(),
             verb: call["verb"].as_str().unwrap_or_default(),
             argv: &argv,
         })?;
-        let root = self.bed.store_path(100);
-        for path in touched {
-            let inside = path.strip_prefix(&root).map_err(|e| format!("{}: {e}", path.display()))?;
-            let node = if path.is_dir() { Node::Dir } else { self.oracle.image(&path)? };
-            self.tree.put(inside, node);
+        if call["driver"] == "shared" {
+            let disk = argv.iter().find(|a| a.contains("disk.")).map(|a| local(a)).unwrap_or_default();
+            self.systems.refresh(&disk)?;
         }
-        Ok(())
+        touched.iter().try_for_each(|path| self.image(path))
     }
 
     fn datastore(&mut self, call: &Value) -> Result<(), String> {
@@ -219,7 +302,7 @@ fn strings(value: &Value) -> Vec<String> {
 #[test]
 fn shared_raw() {
     let bed = Bed::new();
-    println!("{} datastore calls", Replay::new(&bed, "shared-raw").run().unwrap());
+    println!("{} calls of ours", Replay::new(&bed, "shared-raw").run().unwrap());
 }
 
 #[test]

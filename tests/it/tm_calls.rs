@@ -1,7 +1,7 @@
 //! Transfer verbs beside the common way: live migration and other drivers, hostile words, what is warned of
 //! and what is not asked.
 
-use crate::bed::{self, Bed, Call, base64};
+use crate::bed::{Bed, Call, base64};
 use crate::runner::{self, Disk, Kind, Vm};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -75,16 +75,10 @@ fn other_drivers_of_a_vm_are_called_and_may_fail() {
 
 /// A local call with a document for the VM.
 fn call<'a>(bed: &'a Bed, verb: &str, document: &str, args: &[&str]) -> Call<'a> {
-    let dir = bed.root().join("var/remotes/tm/shared");
-    std::fs::create_dir_all(&dir).unwrap();
-    let link = dir.join(verb);
-    if !link.is_symlink() {
-        std::os::unix::fs::symlink(bed::program(), &link).unwrap();
-    }
     let xml = bed.root().join("xml");
     std::fs::create_dir_all(&xml).unwrap();
     std::fs::write(xml.join("vm-7.xml"), document).unwrap();
-    let call = Call::new(bed, verb, link).env("ONESDM_XML_DIR", xml);
+    let call = bed.tm("shared", verb).env("ONESDM_XML_DIR", xml);
     args.iter().fold(call, Call::arg)
 }
 

@@ -290,8 +290,9 @@ fn unfinished(w: &World) -> Vec<String> {
 
 fn show_oned_conf(w: &World, as_json: bool) -> Result<u8> {
     let conf = std::fs::read_to_string(w.paths.etc.join("oned.conf")).ok();
-    let driver = Role::Datastore.drivers().next().unwrap_or_default();
-    let text = oned::lines(conf.as_deref(), driver);
+    let ours = |role: Role| role.families().iter().filter_map(|f| f.first().copied()).collect::<Vec<_>>();
+    let datastore = ours(Role::Datastore).concat();
+    let text = oned::lines(conf.as_deref(), &datastore, &ours(Role::Tm));
     if as_json {
         render::json(&json!({ "oned_conf": text }))?;
     } else {

@@ -2,33 +2,61 @@
 
 use std::fmt::Write as _;
 
-/// The lines, with the driver added to what this oned.conf has in `DATASTORE_MAD`.
-pub fn lines(conf: Option<&str>, driver: &str) -> String {
+/// The lines, with our drivers added to what this oned.conf has in `DATASTORE_MAD` and `TM_MAD`.
+pub fn lines(conf: Option<&str>, datastore: &str, transfer: &[&str]) -> String {
     let conf = conf.unwrap_or_default();
-    let mut out = String::from("# oned.conf: names oned may use as DS_MAD, after -d\n");
+    let mut out =
+        String::from("# oned.conf: names oned may use as DS_MAD, after -d, and as TM_MAD, after -s\n");
+    let added = |mut block: String, option: &str, drivers: &[&str]| {
+        for driver in drivers {
+            block = with_driver(&block, option, driver);
+        }
+        block
+    };
+    let all = transfer.join(",");
     match block(conf, "DATASTORE_MAD") {
-        Some(found) => out += &with_driver(&found, driver),
+        Some(found) => out += &added(added(found, "-d", &[datastore]), "-s", transfer),
         None => {
             let _ = writeln!(
                 out,
                 "DATASTORE_MAD = [\n    EXECUTABLE = \"one_datastore\",\n    \
-                 ARGUMENTS  = \"-t 15 -d ...,{driver} -s ...\"   # ...: what is there already\n]"
+                 ARGUMENTS  = \"-t 15 -d ...,{datastore} -s ...,{all}\"   # ...: what is there already\n]"
             );
         }
     }
-    let known = format!("\"{driver}\"");
-    let has = |b: &String| assignment(b, "NAME").is_some_and(|(from, to)| b[from - 1..=to] == known);
-    if blocks(conf, "DS_MAD_CONF").iter().any(has) {
-        let _ = writeln!(out, "\n# DS_MAD_CONF of {driver} is there already");
-    } else {
-        let _ = writeln!(
-            out,
-            "\n# what oned has to know of {driver}\nDS_MAD_CONF = [\n    NAME = \"{driver}\", REQUIRED_ATTRS = \"\", \
-             PERSISTENT_ONLY = \"NO\",\n    MARKETPLACE_ACTIONS = \"export\"\n]"
-        );
+    out += "\n# names oned may use as TM_MAD, after -d\n";
+    match block(conf, "TM_MAD") {
+        Some(found) => out += &added(found, "-d", transfer),
+        None => {
+            let _ = writeln!(
+                out,
+                "TM_MAD = [\n    EXECUTABLE = \"one_tm\",\n    ARGUMENTS  = \"-t 15 -d ...,{all}\"\n]"
+            );
+        }
+    }
+    let ds = "REQUIRED_ATTRS = \"\",\n    PERSISTENT_ONLY = \"NO\", MARKETPLACE_ACTIONS = \"export\"";
+    out += &conf_of(conf, "DS_MAD_CONF", datastore, ds);
+    for driver in transfer {
+        out += &conf_of(conf, "TM_MAD_CONF", driver, SHARED);
     }
     out += "\n# Then restart oned. Drivers under stock names (--replace) need none of this.\n";
     out
+}
+
+/// As the stock `shared` has it.
+const SHARED: &str = "LN_TARGET = \"NONE\", CLONE_TARGET = \"SYSTEM\",\n    \
+     SHARED = \"YES\", DS_MIGRATE = \"YES\", DS_LIVE_MIGRATE = \"YES\", DS_MIGRATE_SNAP = \"YES\",\n    \
+     TM_MAD_SYSTEM = \"ssh\", LN_TARGET_SSH = \"SYSTEM\", CLONE_TARGET_SSH = \"SYSTEM\", DISK_TYPE_SSH = \"FILE\",\n    \
+     ALLOW_ORPHANS = \"FORMAT\"";
+
+/// What oned has to know of a driver, unless it does.
+fn conf_of(conf: &str, section: &str, driver: &str, what: &str) -> String {
+    let known = format!("\"{driver}\"");
+    let has = |b: &String| assignment(b, "NAME").is_some_and(|(from, to)| b[from - 1..=to] == known);
+    if blocks(conf, section).iter().any(has) {
+        return format!("\n# {section} of {driver} is there already\n");
+    }
+    format!("\n# what oned has to know of {driver}\n{section} = [\n    NAME = \"{driver}\", {what}\n]\n")
 }
 
 /// The first `name = [ … ]` that is not a comment, whole lines.
@@ -75,16 +103,16 @@ fn assignment(block: &str, key: &str) -> Option<(usize, usize)> {
     None
 }
 
-fn with_driver(block: &str, driver: &str) -> String {
+fn with_driver(block: &str, option: &str, driver: &str) -> String {
     let Some((from, to)) = assignment(block, "ARGUMENTS") else { return block.to_owned() };
     let words: Vec<&str> = block[from..to].split_whitespace().collect();
-    let list = words.iter().position(|w| *w == "-d").and_then(|i| words.get(i + 1));
+    let list = words.iter().position(|w| *w == option).and_then(|i| words.get(i + 1));
     match list {
-        // Without -d every directory is a driver.
+        // Without -d every directory is a driver; without -s the stock names count.
         None => block.to_owned(),
         Some(list) if list.split(',').any(|d| d == driver) => block.to_owned(),
         Some(list) => {
-            let end = from + block[from..to].find(&format!("-d {list}")).unwrap_or(0) + 3 + list.len();
+            let end = from + block[from..to].find(&format!("{option} {list}")).unwrap_or(0) + 3 + list.len();
             if block.is_char_boundary(end) && block[..end].ends_with(list) {
                 format!("{},{driver}{}", &block[..end], &block[end..])
             } else {
@@ -103,16 +131,19 @@ mod tests {
         for (conf, part) in [
             (
                 "# DATASTORE_MAD = [ ARGUMENTS = \"-d x\" ]\nDATASTORE_MAD = [\n    EXECUTABLE = \"one_datastore\",\n    ARGUMENTS = \"-t 15 -d dummy,fs -s shared\"\n]\nX = [ A = 1 ]\n",
-                "ARGUMENTS = \"-t 15 -d dummy,fs,sdm -s shared\"",
+                "ARGUMENTS = \"-t 15 -d dummy,fs,sdm -s shared,sdm_shared\"",
             ),
             ("DATASTORE_MAD=[ARGUMENTS=\"-d sdm,fs\"]\n", "DATASTORE_MAD=[ARGUMENTS=\"-d sdm,fs\"]"),
             ("DATASTORE_MAD = [ ARGUMENTS = \"-t 3\" ]\n", "ARGUMENTS = \"-t 3\""),
             ("DATASTORE_MAD = [ ARGUMENTS = \"-t 3 -d\" ]\n", "ARGUMENTS = \"-t 3 -d\""),
             ("DATASTORE_MAD = [ # ]\n", "DATASTORE_MAD = [ # ]"),
-            ("", "-d ...,sdm"),
+            ("", "-d ...,sdm -s ...,sdm_shared"),
+            ("TM_MAD = [ ARGUMENTS = \"-t 15 -d shared,ssh\" ]\n", "-d shared,ssh,sdm_shared\""),
+            ("TM_MAD_CONF = [ NAME = \"sdm_shared\" ]\n", "TM_MAD_CONF of sdm_shared is there"),
+            ("", "NAME = \"sdm_shared\", LN_TARGET = \"NONE\""),
             ("DATASTORE_MAD = [ ARGUMENTS = \"unclosed\n", "unclosed"),
         ] {
-            let text = lines(Some(conf), "sdm");
+            let text = lines(Some(conf), "sdm", &["sdm_shared"]);
             assert!(text.contains(part), "{conf}: {text}");
             assert!(!text.contains("X = ["), "{text}");
             assert!(text.contains("NAME = \"sdm\", REQUIRED_ATTRS = \"\""), "{text}");
@@ -122,8 +153,8 @@ mod tests {
     #[test]
     fn what_is_there_is_not_asked_for_again() {
         let conf = "DS_MAD_CONF = [\n  NAME = \"fs\"\n]\nDS_MAD_CONF = [\n  NAME = \"sdm\", X = \"NO\"\n]\n";
-        assert!(lines(Some(conf), "sdm").contains("DS_MAD_CONF of sdm is there"));
+        assert!(lines(Some(conf), "sdm", &["sdm_shared"]).contains("DS_MAD_CONF of sdm is there"));
         let other = conf.replace("\"sdm\"", "\"sdm2\"");
-        assert!(lines(Some(&other), "sdm").contains("NAME = \"sdm\", REQUIRED"));
+        assert!(lines(Some(&other), "sdm", &[]).contains("NAME = \"sdm\", REQUIRED"));
     }
 }
