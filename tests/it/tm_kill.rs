@@ -29,8 +29,12 @@ const BLOWS: [Blow; 4] = [Blow::FrontEnd, Blow::Agent, Blow::Host, Blow::Network
 
 /// Kills what runs under this name on one host of the bed.
 fn kill(vm: &Vm<'_>, host: &str, word: &str) {
+    signal(vm, host, word, "KILL");
+}
+
+fn signal(vm: &Vm<'_>, host: &str, word: &str, signal: &str) {
     let script = format!(
-        "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q '{word}' && kill -9 ${{p#/proc/}}; done; :"
+        "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q '{word}' && kill -{signal} ${{p#/proc/}}; done; :"
     );
     let _ = vm.cloud.command(host, &["sh", "-c", &script]).output();
 }
@@ -134,15 +138,6 @@ fn a_reply_that_got_lost_is_found_again() {
     let cloud = runner::cloud(&[100, 101, 102]);
     let mut vm = Vm::new(&cloud, "shared", 7);
     vm.image("os", Kind::Qcow2, 1);
-    let script = format!(
-        "#!/bin/sh\nif mkdir /tmp/first 2>/dev/null; then export $(cat /tmp/arm); fi\nexec {} \"$@\" --silence 3\n",
-        crate::bed::program().display()
-    );
-    cloud.place_script("h1", &script);
-    let arm = |what: &str| {
-        cloud.write("h1", "/tmp/arm", what);
-        cloud.inside("h1", || drop(std::fs::remove_dir("/tmp/first")));
-    };
     let disk = |vm: &mut Vm<'_>, n: u32| {
         let (content, snaps) = (vm.images["os"].1.clone(), BTreeMap::new());
         let image = Some("os".to_owned());
@@ -151,10 +146,10 @@ fn a_reply_that_got_lost_is_found_again() {
         vm.disks.insert(n, new);
     };
     let from = format!("fe:{}", source("os"));
-    arm("ONESDM_TEST_LOG=/tmp/effects");
+    arm(&vm, "ONESDM_TEST_LOG=/tmp/effects");
     disk(&mut vm, 0);
     vm.ok("clone", &[&from, &vm.disk(0)], 100);
-    arm("ONESDM_TEST_LOG=/tmp/effects2");
+    arm(&vm, "ONESDM_TEST_LOG=/tmp/effects2");
     disk(&mut vm, 1);
     vm.ok("clone", &[&from, &vm.disk(1)], 100);
     let effects = cloud.read("h1", "/tmp/effects2").lines().count();
@@ -163,7 +158,7 @@ fn a_reply_that_got_lost_is_found_again() {
     let step = if full() { 1 } else { 3 };
     for (n, at) in (1..=effects).step_by(step).enumerate() {
         let n = 2 + u32::try_from(n).unwrap();
-        arm(&format!("ONESDM_TEST_KILL={at}:after"));
+        arm(&vm, &format!("ONESDM_TEST_KILL={at}:after"));
         let known = vm.disks.clone();
         disk(&mut vm, n);
         let out = vm.run("clone", &[&from, &vm.disk(n)], 100);
@@ -182,4 +177,86 @@ fn a_reply_that_got_lost_is_found_again() {
     }
     assert!(done > 1 && failed > 1, "{done} were done, {failed} failed, of {effects}");
     crate::tm::sound(&cloud);
+}
+
+/// An agent that is armed once, for its next start.
+fn arm(vm: &Vm<'_>, what: &str) {
+    let script = format!(
+        "#!/bin/sh\nif mkdir /tmp/first 2>/dev/null; then export $(cat /tmp/arm); fi\nexec {} \"$@\" --silence 3\n",
+        crate::bed::program().display()
+    );
+    vm.cloud.place_script("h1", &script);
+    vm.cloud.write("h1", "/tmp/arm", what);
+    vm.cloud.inside("h1", || drop(std::fs::remove_dir("/tmp/first")));
+}
+
+/// oned's time limit sends SIGTERM: it goes through to the host, and nothing is left there.
+#[test]
+fn being_asked_to_stop_goes_through_to_the_host() {
+    let cloud = runner::cloud(&[100, 101, 102]);
+    let mut vm = Vm::new(&cloud, "shared", 7);
+    vm.image("os", Kind::Raw, 1);
+    let document =
+        "<VM><ID>7</ID><TEMPLATE><DISK><DISK_ID>0</DISK_ID><FORMAT>raw</FORMAT></DISK></TEMPLATE></VM>";
+    let args = [format!("fe:{}", source("os")), vm.disk(0), "7".into(), "100".into()];
+    // It stands still when all is staged, before it asks whether it counts.
+    arm(&vm, "ONESDM_TEST_STOP=14");
+    let words = runner::words(&cloud, "shared", "clone", "", &args);
+    cloud.write("fe", "/var/lib/one/xml/vm-7.xml", document);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let call = cloud.command("fe", &words).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let stopped = ["sh", "-c", "grep -l 'State:.T' /proc/[0-9]*/status"];
+    crate::hosts::eventually("the agent stands still", Duration::from_secs(20), || {
+        cloud.command("h1", &stopped).output().unwrap().status.success()
+    });
+    signal(&vm, "fe", "remotes/tm/", "TERM");
+    std::thread::sleep(Duration::from_millis(300));
+    signal(&vm, "h1", "onesdm agent", "CONT");
+    let out = call.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.code() == Some(130) && said.contains("stopped on request"), "{said}");
+    crate::hosts::eventually("the job on the host ends", Duration::from_secs(20), || {
+        cloud.inside("h1", || crate::bed::names("/var/lib/one/datastores/101/.sdm/new".as_ref()).is_empty())
+    });
+    // The directory of the VM may stay, empty.
+    assert_eq!(cloud.inside("h1", || crate::bed::names("/var/lib/one/datastores/101/7".as_ref())), [""; 0]);
+    crate::tm::sound(&cloud);
+}
+
+/// A host where a share is not mounted is told by the front-end what should be there.
+#[test]
+fn a_share_that_is_not_mounted_is_refused_and_nothing_is_made() {
+    let cloud = runner::cloud(&[100, 101, 102]);
+    let mut vm = Vm::new(&cloud, "shared", 7);
+    vm.image("os", Kind::Raw, 1);
+    let from = format!("fe:{}", source("os"));
+    let (content, snaps) = (vm.images["os"].1.clone(), BTreeMap::new());
+    let image = Some("os".to_owned());
+    vm.disks.insert(
+        0,
+        Disk { kind: Kind::Raw, image, persistent: false, content, snaps, active: None, tm: None },
+    );
+    vm.ok("clone", &[&from, &vm.disk(0)], 100);
+    for ds in [101, 100] {
+        let dir = format!("{}/{ds}", runner::STORES);
+        cloud.on("h2", &["umount", &dir]);
+        for (verb, args) in [
+            ("clone", vec![from.clone(), vm.at("h2", 101, Some(0))]),
+            ("delete", vec![vm.at("h2", 101, Some(0))]),
+        ] {
+            if ds == 100 && verb == "delete" {
+                continue; // it has nothing to do with images
+            }
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            let out = vm.run(verb, &args, 100);
+            let said = String::from_utf8_lossy(&out.stderr).into_owned();
+            assert!(out.status.code() == Some(10) && said.contains("mounted"), "{verb} {ds}: {said}");
+            assert!(said.starts_with("host h2: ") && said.lines().count() == 1, "{said}");
+            assert_eq!(cloud.on("h2", &["ls", "-A", &dir]), "", "{verb}");
+        }
+        cloud.on("h2", &["rmdir", &dir]);
+        let out = vm.run("clone", &[&from, &vm.at("h2", 101, Some(0))], 100);
+        assert_eq!(out.status.code(), Some(10), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+    vm.check();
 }
