@@ -4,7 +4,7 @@
 use super::render;
 use super::world::World;
 use crate::config::Env;
-use crate::host::{Commit, Handler, HostError, Limits, Link, Request};
+use crate::host::{Commit, Handler, Limits, Link, Request};
 use crate::sys::Class;
 use crate::sys::detach::detach;
 use crate::verb::refuse;
@@ -72,11 +72,10 @@ pub fn probe(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     let (hosts, cancel) = (w.hosts(&handler), &w.jobs.cancel);
     let ms = |t: Instant| u64::try_from(t.elapsed().as_millis()).unwrap_or(u64::MAX);
     let begin = Instant::now();
-    let told = |e: HostError| refuse(e.class(), e.to_string());
-    let (route, mut channel) = hosts.open_by(host).map_err(told)?;
+    let (route, mut channel) = hosts.open_by(host)?;
     let opened = ms(begin);
     let request = Request { job: "probe", body: Value::Null, commit: Commit::Now, source: None };
-    channel.call(request, &mut |_| {}, cancel).map_err(told)?;
+    channel.call(request, &mut |_| {}, cancel)?;
     let answered = ms(begin);
     let peer = channel.peer();
     if as_json {
