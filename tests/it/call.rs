@@ -131,7 +131,8 @@ impl Running {
         self.stdin.join().unwrap();
         let (stdout, stderr) = (self.stdout.join().unwrap(), self.stderr.join().unwrap());
         let heard = oned::hear(status.code(), &stdout, &stderr);
-        Done { verb: self.verb, code: status.code(), signal: status.signal(), stdout, stderr, heard, took }
+        let (code, signal, dumped) = (status.code(), status.signal(), status.core_dumped());
+        Done { verb: self.verb, code, signal, dumped, stdout, stderr, heard, took }
     }
 }
 
@@ -141,6 +142,8 @@ pub struct Done {
     pub verb: String,
     pub code: Option<i32>,
     pub signal: Option<i32>,
+    /// Whether the signal left an image of its memory.
+    pub dumped: bool,
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
     pub heard: Heard,
