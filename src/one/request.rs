@@ -196,8 +196,11 @@ impl DsDump {
                 (None, None) => format!("{}/{id}", datastores.display()),
             };
         let possible = base_path.starts_with('/') && base_path.len() <= super::url::LONGEST;
-        if !possible || base_path.split('/').any(|c| c == "..") {
-            return Err(self.values.bad("DATASTORE/BASE_PATH", "an absolute path without \"..\""));
+        // The core takes the path of an answer to end at a blank.
+        let splits = base_path.contains(|c: char| c.is_whitespace() || c.is_control());
+        if !possible || splits || base_path.split('/').any(|c| c == "..") {
+            let want = "an absolute path without \"..\", blanks and control characters";
+            return Err(self.values.bad("DATASTORE/BASE_PATH", want));
         }
         let kind = match self.values.number::<i64>("DATASTORE/TYPE")? {
             None => None,
@@ -448,6 +451,8 @@ mod tests {
             ("", "<TYPE>4</TYPE>", "DATASTORE/TYPE"),
             ("", "<BASE_PATH>x</BASE_PATH>", "DATASTORE/BASE_PATH"),
             ("", "<BASE_PATH>/a/../b</BASE_PATH>", "DATASTORE/BASE_PATH"),
+            ("", "<BASE_PATH>/a b</BASE_PATH>", "DATASTORE/BASE_PATH"),
+            ("", "<BASE_PATH>/a&#10;/etc/passwd raw</BASE_PATH>", "DATASTORE/BASE_PATH"),
             ("", "<TEMPLATE><NFS_AUTO_ENABLE>Yes</NFS_AUTO_ENABLE></TEMPLATE>", "NFS_AUTO_HOST"),
         ] {
             let error = ask(&format!("<IMAGE>{image}</IMAGE>"), datastore, "").unwrap_err().to_string();
