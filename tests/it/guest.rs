@@ -132,9 +132,8 @@ pub fn make_qcow2(raw: &Path, path: &Path) {
 
 /// An empty qcow2 layer over `backing`, then `change` KiB written into it as a guest would.
 pub fn make_layer(path: &Path, backing: &Path, seed: u8) {
-    let over = format!("backing_fmt=qcow2,backing_file={}", backing.display());
-    let words = ["create", "-q", "-f", "qcow2", "-o", &over].map(OsStr::new);
-    tool("qemu-img", &[&words[..], &[path.as_os_str()]].concat());
+    let words = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"].map(OsStr::new);
+    tool("qemu-img", &[&words[..], &[backing.as_os_str(), path.as_os_str()]].concat());
     let write = format!("write -P {seed} 64k 64k");
     tool("qemu-io", &["-f".as_ref(), "qcow2".as_ref(), "-c".as_ref(), write.as_ref(), path.as_os_str()]);
 }

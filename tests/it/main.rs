@@ -56,6 +56,7 @@ mod replay;
 mod runner;
 mod scenes;
 mod secrets;
+mod security;
 mod seeded;
 mod server;
 mod shell;
