@@ -1,6 +1,6 @@
 //! What verbs cost, beside the same done by hand in the same run. `cargo bench --bench verbs`, as root
 //! for XFS. `-- --json` prints JSON, `--quick` takes fewer and smaller samples, `--stock DIR` also times an
-//! operator's own scripts in DIR/datastore/fs, and words choose sections: fixed stat copy reflink fetch.
+//! operator's own scripts in DIR/datastore/fs, and words choose sections: fixed stat copy reflink fetch vms.
 //! Nothing is judged here: a shared machine is noisy. What must not grow is guarded by the suite (`cost`).
 #![allow(
     clippy::disallowed_methods,
@@ -21,6 +21,7 @@ mod report;
 mod run;
 mod serve;
 mod store;
+mod vms;
 
 use std::path::PathBuf;
 
@@ -42,7 +43,7 @@ impl Options {
                 "--json" => options.json = true,
                 "--quick" => options.quick = true,
                 "--stock" => options.stock = Some(args.next().ok_or("--stock needs a directory")?.into()),
-                "fixed" | "stat" | "copy" | "reflink" | "fetch" => options.sections.push(arg),
+                "fixed" | "stat" | "copy" | "reflink" | "fetch" | "vms" => options.sections.push(arg),
                 other => {
                     return Err(format!("unknown argument {other:?}; see the head of tests/bench/main.rs"));
                 }
@@ -78,6 +79,9 @@ fn main() -> Result<(), String> {
         }
         if options.wants("fetch") && !place.reflink {
             rows.extend(fetches::bench(place, &options));
+        }
+        if options.wants("vms") {
+            rows.push(vms::bench(place, &options));
         }
     }
     if let Some(first) = places.first() {

@@ -42,6 +42,7 @@ mod install_libraries;
 mod kill;
 mod layers;
 mod media;
+mod monitoring;
 mod noshell;
 mod oned;
 mod oned_server;

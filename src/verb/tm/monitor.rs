@@ -1,5 +1,6 @@
-//! `monitor` of a system datastore: its space in one line, and a line per VM with what its disks and all
-//! their snapshots take (B1). Takes no lock, needs no domain, starts no process, reads no image. Contract 5.2.
+//! What a system datastore has and its VMs take: `monitor` of a shared one, its space in one line and a line
+//! per VM with the sizes of its disks and all their snapshots (B1); `monitor_ds` of one that is a host's own,
+//! the VMs alone. Takes no lock, needs no domain, starts no process, reads no image. Contract 5.2, 5.3.
 
 use super::Tm;
 use super::op::Monitor;
@@ -9,8 +10,10 @@ use crate::sys::fs::Dir;
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
+use std::fs::DirEntry;
+use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -21,84 +24,106 @@ pub(super) fn run(tm: &Tm<'_>, op: &Monitor) -> Result<String> {
     let mib = |n| Bytes(n).as_mib_up();
     let mut out = format!("USED_MB={} FREE_MB={} TOTAL_MB={}", mib(used), mib(free), mib(total));
     if op.vms {
-        let mut vms = numbers(&dir.names().with_context(|| format!("reading {}", op.dir))?, "");
-        vms.sort_unstable();
-        for vm in vms {
-            // A VM that goes meanwhile is not worth an error, nor are its sizes.
-            let text = of_vm(&path.join(vm.to_string())).unwrap_or_default();
-            if !text.is_empty() {
-                let text = STANDARD.encode(text);
-                out.push_str(&format!("\nVM=[ID={vm}, MONITOR=\"{text}\"]"));
-            }
+        for (vm, text) in vms(&dir).with_context(|| format!("reading {}", op.dir))? {
+            let _ = write!(out, "\nVM=[ID={vm}, MONITOR=\"{text}\"]");
         }
     }
     Ok(out)
 }
 
-/// The numbers in names that consist of this and a number.
-fn numbers(names: &[OsString], before: &str) -> Vec<u64> {
-    let number = |n: &OsString| n.to_str()?.strip_prefix(before)?.parse().ok();
-    names.iter().filter_map(number).collect()
+/// `monitor_ds`, of any directory: a host may have its datastores elsewhere than its settings say.
+pub fn local(path: &Path) -> Result<String> {
+    let dir = Dir::open(path).with_context(|| format!("opening {}", path.display()))?;
+    let vms = vms(&dir).with_context(|| format!("reading {}", path.display()))?;
+    let lines: Vec<String> =
+        vms.into_iter().map(|(vm, text)| format!("VM = [ ID = {vm}, MONITOR = \"{text}\" ]")).collect();
+    Ok(lines.join("\n"))
 }
 
-fn names(dir: &Path) -> std::io::Result<Vec<OsString>> {
-    Dir::open(dir)?.names()
+/// The VMs of a datastore that have disks, with what each reports, in base64.
+fn vms(dir: &Dir) -> io::Result<Vec<(u64, String)>> {
+    let mut vms: Vec<u64> = dir.names()?.iter().filter_map(|n| number(n.to_str()?)).collect();
+    vms.sort_unstable();
+    // A VM that goes meanwhile is not worth an error, nor are its sizes.
+    let reports = vms.into_iter().map(|vm| (vm, of_vm(&dir.path().join(vm.to_string())).unwrap_or_default()));
+    Ok(reports.filter(|(_, text)| !text.is_empty()).map(|(vm, text)| (vm, STANDARD.encode(text))).collect())
 }
 
-fn of_vm(dir: &Path) -> std::io::Result<String> {
-    let mut disks = numbers(&names(dir)?, "disk.");
+/// A number as one writes it.
+fn number(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|n: &u64| n.to_string() == text)
+}
+
+/// The names that are text, and whether each is a link. The kernel tells both in one call for many.
+fn names(dir: &Path) -> io::Result<Vec<(String, bool)>> {
+    let entry = |e: io::Result<DirEntry>| {
+        let e = e?;
+        Ok(e.file_name().into_string().ok().map(|n| (n, e.file_type().is_ok_and(|t| t.is_symlink()))))
+    };
+    std::fs::read_dir(dir)?.filter_map(|e| entry(e).transpose()).collect()
+}
+
+fn of_vm(dir: &Path) -> io::Result<String> {
+    let names = names(dir)?;
+    let disk = |(name, is_link): &(String, bool)| Some((number(name.strip_prefix("disk.")?)?, *is_link));
+    let mut disks: Vec<(u64, bool)> = names.iter().filter_map(disk).collect();
     disks.sort_unstable();
     let mut out = String::new();
-    for id in disks {
+    for (id, is_link) in disks {
         let disk = dir.join(format!("disk.{id}"));
         let Ok(size) = allocated(&disk) else { continue };
         let _ = writeln!(out, "DISK_SIZE = [ ID={id}, SIZE={size} ]");
-        for (snap, size) in snapshots(&disk).unwrap_or_default() {
-            let _ = writeln!(out, "SNAPSHOT_SIZE = [ ID={snap}, DISK_ID={id}, SIZE={size} ]");
+        let beside = format!("disk.{id}.snap");
+        if is_link || names.iter().any(|(n, _)| *n == beside) {
+            for (snap, size) in snapshots(&disk, is_link).unwrap_or_default() {
+                let _ = writeln!(out, "SNAPSHOT_SIZE = [ ID={snap}, DISK_ID={id}, SIZE={size} ]");
+            }
         }
     }
     Ok(out)
 }
 
 /// MiB that a file takes, links followed.
-fn allocated(path: &Path) -> std::io::Result<u64> {
+fn allocated(path: &Path) -> io::Result<u64> {
     Ok(Bytes(std::fs::metadata(path)?.blocks().saturating_mul(512)).as_mib_up())
 }
 
 /// The disk's snapshots with what each takes. The layer that the disk writes to is the disk.
-fn snapshots(disk: &Path) -> std::io::Result<Vec<(u64, u64)>> {
+fn snapshots(disk: &Path, is_link: bool) -> io::Result<Vec<(u64, u64)>> {
     let with_snap = |p: &Path| {
         let mut name = p.as_os_str().to_owned();
         name.push(".snap");
         PathBuf::from(name)
     };
-    let (dir, active) = match std::fs::read_link(disk) {
-        Err(_) => (with_snap(disk), None),
-        Ok(to) => {
-            let to = disk.parent().unwrap_or(disk).join(to);
-            match to.parent().filter(|p| p.extension().is_some_and(|e| e == "snap")) {
-                Some(dir) => (dir.to_owned(), to.file_name().map(ToOwned::to_owned)),
-                None => (with_snap(&to), None),
-            }
+    let (dir, active) = if is_link {
+        let to = disk.parent().unwrap_or(disk).join(std::fs::read_link(disk)?);
+        match to.parent().filter(|p| p.extension().is_some_and(|e| e == "snap")) {
+            Some(dir) => (dir.to_owned(), to.file_name().map(ToOwned::to_owned)),
+            None => (with_snap(&to), None),
         }
+    } else {
+        (with_snap(disk), None)
     };
     let mut out = Vec::new();
-    for name in names(&dir)? {
-        let Some(name) = name.to_str().filter(|n| active.as_ref().is_none_or(|a| a != n)) else { continue };
+    for (name, _) in names(&dir)?.into_iter().filter(|(n, _)| active.as_deref() != Some(OsStr::new(n))) {
         let marked = name.strip_suffix(".current");
-        let Ok(id) = marked.unwrap_or(name).parse() else { continue };
-        let file = match marked {
-            Some(_) => std::fs::read_to_string(dir.join(name))
-                .ok()
-                .and_then(|to| Some(dir.join(Path::new(to.trim()).file_name()?))),
-            None => Some(dir.join(name)),
-        };
-        if let Some(Ok(size)) = file.as_deref().map(allocated) {
-            out.push((id, size, marked.is_some()));
+        let Some(id) = number(marked.unwrap_or(&name)) else { continue };
+        let is_marked = marked.is_some();
+        let file = if is_marked { elsewhere(&dir, &name) } else { Some(name.into()) };
+        if let Some(Ok(size)) = file.map(|f| allocated(&dir.join(f))) {
+            out.push((id, size, is_marked));
         }
     }
     // Where a marker says that the content is elsewhere, a file of that number is not it.
     out.sort_unstable_by_key(|(id, _, marked)| (*id, !marked));
     out.dedup_by_key(|(id, ..)| *id);
     Ok(out.into_iter().map(|(id, size, _)| (id, size)).collect())
+}
+
+/// The file, in the same directory, that a `.current` names.
+fn elsewhere(dir: &Path, marker: &str) -> Option<OsString> {
+    let mut text = String::new();
+    let file = Dir::open(dir).and_then(|d| d.open_file(Path::new(marker), false));
+    file.ok()?.take(4096).read_to_string(&mut text).ok()?;
+    Path::new(text.trim()).file_name().map(ToOwned::to_owned)
 }

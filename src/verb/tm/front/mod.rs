@@ -4,6 +4,7 @@
 
 mod context;
 mod migrate;
+mod monitor;
 mod shared;
 
 use super::Op;
@@ -51,6 +52,8 @@ pub fn run(front: &Front<'_>, verb: &str, variant: Option<&str>, call: TmCall) -
         TmCall::Premigrate(m) => migrate::pre(front, &m).map(|()| String::new()),
         TmCall::Postmigrate(m) => migrate::post(front, &m).map(|()| String::new()),
         TmCall::Failmigrate(m) => migrate::fail(front, &m).map(|()| String::new()),
+        TmCall::Monitor(c) => monitor::run(front, &c.dump),
+        TmCall::MonitorDs(dir) => monitor::of_host(&dir),
         TmCall::Context(c) => context::run(front, &c).map(|()| String::new()),
         call => match front.driver {
             Driver::Shared => shared::run(front, verb, variant == Some("ssh"), call),

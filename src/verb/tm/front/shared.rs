@@ -4,13 +4,13 @@
 use super::super::op::{self, DiskFormat, Marker, Op};
 use super::{At, Front};
 use crate::one::{
-    self, Cpds, DatastoreDoc, DsDump, FromImage, Leaf, Mkimage, Mkswap, Mv, Mvds, Place, Resize, Snap,
-    TmCall, Vm, VmPath, lcm,
+    self, Cpds, DatastoreDoc, FromImage, Leaf, Mkimage, Mkswap, Mv, Mvds, Place, Resize, Snap, TmCall, Vm,
+    VmPath, lcm,
 };
 use crate::sys::{Bytes, Class};
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// The marker's text of a system datastore that is its host's own.
@@ -31,10 +31,10 @@ pub(super) fn run(front: &Front<'_>, verb: &str, ssh: bool, call: TmCall) -> Res
         TmCall::SnapDelete(c) => of.snap(&c, Op::SnapDelete),
         TmCall::SnapRevert(c) => of.snap(&c, Op::SnapRevert),
         TmCall::Resize(c) => of.resize(&c),
-        TmCall::Monitor(c) => of.monitor(&c.dump),
         // Snapshots of a running VM are hooked in here.
         TmCall::SnapCreateLive(_)
         | TmCall::Context(_)
+        | TmCall::Monitor(_)
         | TmCall::MonitorDs(_)
         | TmCall::Premigrate(_)
         | TmCall::Postmigrate(_)
@@ -237,18 +237,6 @@ impl Of<'_> {
         let sparse = vm.need_disk(c.disk.disk_id().unwrap_or_default())?.sparse;
         let disk = self.disk(&vm, &c.disk)?;
         self.ask(&c.disk, &Op::Resize(op::Resize { disk, size_mib: c.size.as_mib_up(), sparse }))
-    }
-
-    fn monitor(&self, dump: &[u8]) -> Result<String> {
-        let dump = DsDump::parse(dump)?;
-        let root = dump.get("DATASTORE_LOCATION").map(PathBuf::from);
-        let root = root.unwrap_or_else(|| self.front.settings.paths.datastores.clone());
-        let ds = dump.request(&root)?.datastore.id;
-        let ds = u32::try_from(ds).ok().context("a datastore without a number")?;
-        // It is a place in the datastore that counts, whatever VM.
-        let dir = one::VmDir { root, ds, vm: 0 };
-        let at = At { host: None, dir: &dir, local: false };
-        self.front.ask(&at, &Op::Monitor(op::Monitor { dir: text(&dir.datastore()), vms: false }))
     }
 
     /// The disk with the image that it is or builds on. A copy of its own builds on none.
