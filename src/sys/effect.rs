@@ -4,6 +4,8 @@
 
 use rustix::io::Errno;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 /// What kind of change a step makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -41,6 +43,19 @@ impl Failure for std::io::Error {
     }
 }
 
+static CLOSED: AtomicBool = AtomicBool::new(false);
+
+/// From now on no step begins; whoever wants one waits for the end of the process.
+pub(super) fn close() {
+    CLOSED.store(true, Ordering::SeqCst);
+}
+
+fn pass() {
+    while CLOSED.load(Ordering::Relaxed) {
+        std::thread::park();
+    }
+}
+
 /// Runs `op`, one change of storage described by `what` (paths, for the log).
 #[cfg(not(feature = "failpoints"))]
 #[inline]
@@ -49,6 +64,7 @@ pub fn step<T, E: Failure>(
     _what: &[&std::path::Path],
     op: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, E> {
+    pass();
     op()
 }
 
@@ -186,6 +202,7 @@ mod armed {
         what: &[&Path],
         op: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
+        super::pass();
         let arms = arms();
         let n = COUNT.fetch_add(1, Ordering::SeqCst) + 1;
         if let Some(log) = &arms.log {

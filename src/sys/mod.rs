@@ -7,14 +7,17 @@ pub mod child;
 pub mod class;
 pub mod copy;
 pub mod detach;
+pub mod direct;
 pub mod driver;
 pub mod effect;
 pub mod fs;
 pub mod ofd;
 pub mod path;
 pub mod qemulock;
+pub mod sanlock;
 pub mod shim;
 pub mod signal;
+pub mod stop;
 pub mod tool;
 pub mod user;
 

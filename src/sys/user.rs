@@ -1,7 +1,7 @@
 //! Whose rights we act with.
 #![expect(unsafe_code, reason = "the ids of the process and the account database have no safe wrapper")]
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -21,10 +21,12 @@ pub fn become_owner(dir: &Path) -> io::Result<()> {
         return Ok(());
     }
     let (uid, gid) = (m.uid(), m.gid());
-    // SAFETY: plain system calls on numbers; libc applies them to every thread. Groups first, while
-    // we still may.
+    // All groups of the account: the lock daemon's socket is open to one of them.
+    let name = account_of(uid).and_then(|(name, _)| CString::new(name).ok());
+    // SAFETY: plain system calls on numbers and a terminated name; libc applies them to every thread.
+    // Groups first, while we still may.
     let failed = unsafe {
-        libc::setgroups(1, &raw const gid) != 0
+        name.map_or_else(|| libc::setgroups(1, &raw const gid), |n| libc::initgroups(n.as_ptr(), gid)) != 0
             || libc::setresgid(gid, gid, gid) != 0
             || libc::setresuid(uid, uid, uid) != 0
     };
@@ -34,11 +36,14 @@ pub fn become_owner(dir: &Path) -> io::Result<()> {
 /// The home the account database gives this account, and its name: what the system's ssh goes by,
 /// whatever the environment says. `None` when the account is not in it.
 pub fn account() -> Option<(String, PathBuf)> {
+    account_of(uid())
+}
+
+fn account_of(uid: u32) -> Option<(String, PathBuf)> {
     let mut buf = vec![0; 1 << 14];
     // SAFETY: passwd is plain data; all zeroes is a valid value of it.
     let mut entry: libc::passwd = unsafe { std::mem::zeroed() };
     let mut found = std::ptr::null_mut();
-    let uid = rustix::process::geteuid().as_raw();
     // SAFETY: `entry`, `buf` and `found` outlive the call, and `buf` is as long as it says.
     let rc = unsafe { libc::getpwuid_r(uid, &raw mut entry, buf.as_mut_ptr(), buf.len(), &raw mut found) };
     if rc != 0 || found.is_null() {
