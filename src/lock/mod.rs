@@ -7,17 +7,21 @@
 pub mod conformance;
 mod mem;
 mod ofd;
+pub mod sanlock;
 
 pub use mem::MemLocks;
 pub use ofd::OfdLocks;
+pub use sanlock::SanlockLocks;
 
 use crate::sys::effect::bug;
+use crate::sys::sanlock::SanlockError;
 use crate::sys::{Cancel, Class};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::fmt::{self, Debug, Display};
 use std::os::fd::BorrowedFd;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The identity of a request and of the job that serves it.
@@ -102,6 +106,17 @@ pub enum LockError {
     /// The lock file is not the one the lease was taken on: restored, copied or re-made meanwhile.
     #[error("the lock on {0} was lost: the lease file was replaced")]
     Lost(LeaseId),
+    /// Its holder's host is silent: only time helps, at most so much of it.
+    #[error("{what} is locked by a host that is silent; it is given up {} s after its last sign at the latest", wait.as_secs())]
+    Dying { what: LeaseId, wait: Duration },
+    #[error("the lock on {what} can no longer be relied on: {why}")]
+    Stale { what: LeaseId, why: String },
+    #[error("this host has not joined the locks of {place}; `onesdm domain join` does it")]
+    NotJoined { place: String },
+    #[error("no place left for a lock on {what}: all {slots} are held")]
+    Full { what: LeaseId, slots: u64 },
+    #[error("{place}: {source}")]
+    Sanlock { place: String, source: SanlockError },
     #[error("locking {what}: {source}")]
     Io { what: LeaseId, source: std::io::Error },
 }
@@ -109,9 +124,11 @@ pub enum LockError {
 impl LockError {
     pub fn class(&self) -> Class {
         match self {
-            LockError::Busy(_) => Class::Busy,
+            LockError::Busy(_) | LockError::Dying { .. } | LockError::Full { .. } => Class::Busy,
             LockError::Cancelled(_) => Class::Cancelled,
-            LockError::Lost(_) => Class::Integrity,
+            LockError::Lost(_) | LockError::Stale { .. } => Class::Integrity,
+            LockError::NotJoined { .. } => Class::Refused,
+            LockError::Sanlock { source, .. } => source.class(),
             LockError::Io { source, .. } => Class::of_io(source),
         }
     }
@@ -124,6 +141,63 @@ pub trait LockBackend: Debug + Send + Sync {
     fn try_acquire(&self, id: &LeaseId, mode: Mode) -> Result<Box<dyn Held>, LockError>;
     /// Whether anybody holds it, without taking it. For people and for the checker, not for decisions.
     fn is_held(&self, id: &LeaseId) -> Result<bool, LockError>;
+    /// Who holds it, where the backend itself knows. For people.
+    fn holder(&self, _id: &LeaseId) -> Option<Holder> {
+        None
+    }
+    /// All that is held, by anybody; `None` where the backend does not know.
+    fn holders(&self) -> Result<Option<Vec<Holder>>, LockError> {
+        Ok(None)
+    }
+}
+
+/// Who holds a lease, as far as the backend knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Holder {
+    pub what: String,
+    pub host_id: u64,
+    pub host: String,
+    pub pid: Option<u32>,
+    pub job: Option<JobId>,
+    pub since: Option<String>,
+    /// As in `Token`.
+    pub version: u64,
+}
+
+impl Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "host {} (id {})", self.host, self.host_id)?;
+        if let Some(pid) = self.pid {
+            write!(f, ", pid {pid}")?;
+        }
+        if let Some(job) = self.job {
+            write!(f, ", job {job}")?;
+        }
+        self.since.as_ref().map_or(Ok(()), |s| write!(f, ", since {s}"))
+    }
+}
+
+/// Tells one holding of a lease from all earlier and later ones: goes into what its holder writes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    pub host_id: u64,
+    /// Counts how often the host joined.
+    pub generation: u64,
+    pub lease: String,
+    /// Grows with every holder of this lease.
+    pub version: u64,
+}
+
+static SPOKEN_FOR: Mutex<Option<JobId>> = Mutex::new(None);
+
+/// Says for which job this process takes leases, so that others can be told. The first one stays.
+pub fn speak_for(job: JobId) {
+    SPOKEN_FOR.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(job);
+}
+
+fn spoken_for() -> Option<JobId> {
+    *SPOKEN_FOR.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a backend keeps alive while the lease lasts; dropping it releases.
@@ -133,6 +207,10 @@ pub trait Held: Debug + Send + Sync {
     /// A descriptor that holds it too, when a child inherits it.
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+    /// `None` where the backend counts nothing.
+    fn token(&self) -> Result<Option<Token>, LockError> {
+        Ok(None)
     }
 }
 
@@ -146,6 +224,7 @@ macro_rules! lease {
             /// To be asked again before each step that commits.
             pub fn still_held(&self) -> Result<(), LockError> { self.held.still_held() }
             pub fn id(&self) -> &LeaseId { &self.id }
+            pub fn token(&self) -> Result<Option<Token>, LockError> { self.held.token() }
         }
     };
 }
@@ -226,9 +305,14 @@ fn retry(
     end: Instant,
     cancel: &Cancel,
 ) -> Result<Box<dyn Held>, LockError> {
-    let mut pause = 2;
+    let (mut pause, begin) = (2, Instant::now());
+    let (mut end, waits) = (end, end > begin);
     loop {
         match locks.try_acquire(id, mode) {
+            // Whoever waits at all waits for a dead host to be known as one.
+            Err(LockError::Dying { wait, .. }) if waits && Instant::now() < end.max(begin + wait) => {
+                end = end.max(begin + wait);
+            }
             Err(LockError::Busy(_)) if Instant::now() < end => {}
             r => return r,
         }

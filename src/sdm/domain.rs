@@ -5,9 +5,16 @@ use super::{Result, SdmError};
 use crate::engine::file::FileEngine;
 use crate::engine::mem::MemEngine;
 use crate::engine::{Engine, EngineError};
-use crate::lock::{LockBackend, MemLocks, OfdLocks};
+use crate::lock::{LeaseId, LockBackend, LockError, MemLocks, OfdLocks, SanlockLocks, sanlock};
 use crate::obs;
 use std::path::Path;
+
+/// Incompatible features this program knows. A domain has the one of its lock backend, if that has one:
+/// a program without it would lock past everybody.
+const FEATURES: [&str; 1] = [sanlock::NAME];
+
+const COPIED: &str = "a copy with locks of several hosts cannot get an id of its own; remove `.sdm/domain.json` \
+     and `.sdm/sanlock` of the copy, and make it a domain anew";
 
 /// A domain, open.
 #[derive(Debug)]
@@ -35,7 +42,10 @@ impl Domain {
         let header =
             read_header(&engine, &place)?.ok_or_else(|| SdmError::NotADomain { place: place.clone() })?;
         let area = engine.area()?.ok_or_else(|| SdmError::NotADomain { place: place.clone() })?;
-        let locks = Box::new(OfdLocks::new(area));
+        let locks: Box<dyn LockBackend> = match header.lock.as_str() {
+            sanlock::NAME => Box::new(SanlockLocks::new(area, header.id)),
+            _ => Box::new(OfdLocks::new(area)),
+        };
         Ok(Domain { place, header, engine: Box::new(engine), locks })
     }
 
@@ -45,9 +55,17 @@ impl Domain {
         if self.header.format > FORMAT {
             return Err(SdmError::TooNew { place: place(), found: self.header.format, known: FORMAT });
         }
-        // Format 1 has no incompatible features yet, so any named one is unknown.
-        if !self.header.incompat.is_empty() {
-            return Err(SdmError::Features { place: place(), features: self.header.incompat.join(", ") });
+        let locks = self.header.lock.as_str();
+        let mut unknown: Vec<&str> = self.header.incompat.iter().map(String::as_str).collect();
+        unknown.retain(|f| !FEATURES.contains(f));
+        if !unknown.is_empty() {
+            return Err(SdmError::Features { place: place(), features: unknown.join(", ") });
+        }
+        let named = self.header.incompat.iter().any(|f| f == sanlock::NAME);
+        if named != (locks == sanlock::NAME) {
+            let why =
+                format!("locks {locks:?} and features {:?} contradict each other", self.header.incompat);
+            return Err(SdmError::BadRecord { what: format!("{}/.sdm/domain.json", self.place), why });
         }
         if self.header.area != self.engine.area_id()? {
             return Err(SdmError::Copied { place: place(), id: self.header.id.to_string() });
@@ -59,9 +77,37 @@ impl Domain {
     pub fn init_dir(path: &Path) -> Result<Domain> {
         let engine = FileEngine::open(path)?;
         if engine.header()?.is_none() {
-            init(&engine)?;
+            init(&engine, engine.lock_backend())?;
         }
         Self::open_dir(path)
+    }
+
+    /// As `init_dir`, with this lock backend. A domain that has another keeps it and is refused.
+    pub fn init_dir_with(path: &Path, lock: &str) -> Result<Domain> {
+        let engine = FileEngine::open(path)?;
+        if engine.header()?.is_none() {
+            init(&engine, lock)?;
+        }
+        let d = Self::open_dir(path)?;
+        if d.header.lock != lock {
+            return Err(SdmError::OtherLock { place: d.place, has: d.header.lock, wanted: lock.to_owned() });
+        }
+        // The header first: it decides the name that is in every lease. A crash in between leaves a domain
+        // that says what is missing.
+        if let Some(locks) = d.sanlock()? {
+            locks.make()?;
+        }
+        Ok(d)
+    }
+
+    /// The domain's membership of hosts, where its locks need one.
+    pub fn sanlock(&self) -> Result<Option<SanlockLocks>> {
+        if self.header.lock != sanlock::NAME {
+            return Ok(None);
+        }
+        let area = FileEngine::open(Path::new(&self.place))?.area()?;
+        let area = area.ok_or_else(|| SdmError::NotADomain { place: self.place.clone() })?;
+        Ok(Some(SanlockLocks::new(area, self.header.id)))
     }
 
     /// Gives a copied or restored domain its place again: a new area number, and a new id when both
@@ -69,6 +115,10 @@ impl Domain {
     pub fn adopt(&self, new_id: bool) -> Result<Header> {
         let mut header = self.header.clone();
         header.area = self.engine.area_id()?;
+        if new_id && header.lock == sanlock::NAME {
+            // The old id is in every lease.
+            return Err(LockError::Stale { what: LeaseId::Domain, why: COPIED.to_owned() }.into());
+        }
         if new_id {
             header.id = uuid::Uuid::now_v7();
         }
@@ -79,7 +129,7 @@ impl Domain {
     /// A domain in memory. Clones of the engine and the locks are other hosts on the same storage.
     pub fn in_memory(engine: &MemEngine, locks: &MemLocks) -> Result<Domain> {
         if engine.header()?.is_none() {
-            init(engine)?;
+            init(engine, engine.lock_backend())?;
         }
         let place = "memory".to_owned();
         let header =
@@ -88,16 +138,16 @@ impl Domain {
     }
 }
 
-fn init(engine: &dyn Engine) -> Result<()> {
+fn init(engine: &dyn Engine, lock: &str) -> Result<()> {
     // The area has to exist before its number can be part of the header.
     let area = engine.prepare()?;
     let header = Header {
         format: FORMAT,
         id: uuid::Uuid::now_v7(),
         compat: Vec::new(),
-        incompat: Vec::new(),
+        incompat: FEATURES.iter().filter(|f| **f == lock).map(|f| (*f).to_owned()).collect(),
         engine: engine.name().to_owned(),
-        lock: engine.lock_backend().to_owned(),
+        lock: lock.to_owned(),
         area,
         created: obs::now(),
     };

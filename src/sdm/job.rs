@@ -5,7 +5,7 @@
 use super::event::{Event, What};
 use super::record::Who;
 use crate::data;
-use crate::lock::JobId;
+use crate::lock::{self, JobId};
 use crate::obs::{self, jsonl::Log};
 use crate::sys::{Bytes, Cancel, Class, ofd, signal};
 use serde::{Deserialize, Serialize};
@@ -145,6 +145,7 @@ struct Running {
 impl Jobs {
     /// Lists a job as running and says so. An account that may not list jobs runs them unlisted.
     pub fn start(&self, id: JobId, topic: Topic) -> Job {
+        lock::speak_for(id);
         let info = JobInfo {
             id,
             status: Status::Running,

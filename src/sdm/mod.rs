@@ -47,6 +47,10 @@ pub enum SdmError {
     TooNew { place: String, found: u32, known: u32 },
     #[error("domain {place} needs features this program lacks: {features}")]
     Features { place: String, features: String },
+    #[error(
+        "domain {place} has locks of kind {has}, not {wanted}; when nobody works on it, `onesdm domain remove` and init change that"
+    )]
+    OtherLock { place: String, has: String, wanted: String },
     #[error("record {what} is damaged: {why}")]
     BadRecord { what: String, why: String },
     #[error("job {0} is running already")]
@@ -64,9 +68,10 @@ impl SdmError {
             SdmError::Lock(e) => e.class(),
             SdmError::Held { .. } | SdmError::Running(_) => Class::Busy,
             SdmError::NotADomain { .. } => Class::NotFound,
-            SdmError::WrongDomain { .. } | SdmError::NotMounted { .. } | SdmError::Copied { .. } => {
-                Class::Refused
-            }
+            SdmError::WrongDomain { .. }
+            | SdmError::NotMounted { .. }
+            | SdmError::Copied { .. }
+            | SdmError::OtherLock { .. } => Class::Refused,
             SdmError::TooNew { .. } | SdmError::Features { .. } => Class::Unsupported,
             SdmError::BadRecord { .. } => Class::Integrity,
             SdmError::Fenced(_) => Class::Cancelled,

@@ -3,7 +3,7 @@
 
 use super::{Result, SdmError};
 use crate::engine::{Grave, Identity, Name};
-use crate::lock::JobId;
+use crate::lock::{JobId, Token};
 use crate::sys::hex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,9 @@ pub struct Intent {
     pub who: Who,
     /// Public names the job will publish, replace or remove.
     pub targets: Vec<Name>,
+    /// The owner lease under which this was written, where the locks count their holders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<Token>,
 }
 
 /// One step of a commit. Each has a source entry; a step whose source entry is gone cannot happen.
@@ -67,6 +70,9 @@ pub struct Commit {
     /// What the caller was or will be told on success.
     pub answer: String,
     pub steps: Vec<Step>,
+    /// As in `Intent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<Token>,
 }
 
 impl Commit {
@@ -143,7 +149,8 @@ mod tests {
             Step::Replace { from: 1, id, to: to.clone(), old: id, grave },
             Step::Bury { name: to, id, grave },
         ];
-        Commit { format: FORMAT, job, who, request: "r".into(), answer: "a\nb".into(), steps }
+        let token = Some(Token { host_id: 1, generation: 2, lease: "slot-3".into(), version: 4 });
+        Commit { format: FORMAT, job, who, request: "r".into(), answer: "a\nb".into(), steps, token }
     }
 
     #[test]

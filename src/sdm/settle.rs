@@ -23,8 +23,20 @@ pub enum Settled {
 pub fn lock_domain(domain: &Domain, by: &Job, wait: Duration) -> Result<DomainLock> {
     lock::domain_lock(&*domain.locks, wait, by.cancel()).map_err(|e| match (&e, deciding(domain)) {
         (LockError::Busy(what), Some(i)) => SdmError::Held { what: what.to_string(), holder: named(&i) },
-        _ => e.into(),
+        _ => backend_knows(domain, e),
     })
+}
+
+/// The refusal, with the holder as the backend itself knows it.
+fn backend_knows(domain: &Domain, e: LockError) -> SdmError {
+    let holder = match &e {
+        LockError::Busy(what) => domain.locks.holder(what),
+        _ => None,
+    };
+    match holder {
+        Some(h) => SdmError::Held { what: h.what.clone(), holder: h.to_string() },
+        None => e.into(),
+    }
 }
 
 /// A living job that has written down what it decided: it holds the domain lock or waits for it.
@@ -236,7 +248,7 @@ pub fn holder_of(domain: &Domain, name: &Name, e: LockError) -> SdmError {
         i.targets.iter().any(|t| root(t) == root(name)).then_some(i)
     });
     match found {
-        None => e.into(),
+        None => backend_knows(domain, e),
         Some(i) => SdmError::Held { what: what.to_string(), holder: named(&i) },
     }
 }

@@ -44,7 +44,8 @@ impl<'a> Work<'a> {
         if domain.engine.jobs()?.contains(&job.id) {
             settle::settle(domain, &owner, job)?;
         }
-        let intent = Intent { format: FORMAT, job: job.id, who: job.who(), targets: targets.to_vec() };
+        let (token, targets) = (owner.token()?, targets.to_vec());
+        let intent = Intent { format: FORMAT, job: job.id, who: job.who(), targets, token };
         let bytes = record::encode("intent", &intent)?;
         domain.engine.begin(&owner)?;
         let work = Work { domain, job, owner, slabs: 0, graves: 0, committed: false };
@@ -176,7 +177,8 @@ impl<'a> Work<'a> {
     pub fn commit(mut self, request: &str, answer: &str, steps: Vec<Step>) -> Result<()> {
         let (engine, job) = (&*self.domain.engine, self.job.id);
         let (request, answer) = (request.to_owned(), answer.to_owned());
-        let commit = Commit { format: FORMAT, job, who: self.job.who(), request, answer, steps };
+        let (who, token) = (self.job.who(), self.owner.token()?);
+        let commit = Commit { format: FORMAT, job, who, request, answer, steps, token };
         self.job.phase("committing");
         let bytes = record::encode("commit", &commit)?;
         let decide = || self.unless_fenced(engine.put_record(&self.owner, Record::Commit, &bytes));
@@ -184,6 +186,9 @@ impl<'a> Work<'a> {
             decide()?;
         }
         let lock = settle::lock_domain(self.domain, self.job, PUBLISH_WAIT)?;
+        if let Some(t) = lock.token()? {
+            tracing::info!(JOB_ID = %job, host_id = t.host_id, generation = t.generation, version = t.version, "publishing under the domain lock");
+        }
         self.owner.still_held()?;
         if self.job.cancel().is_requested() {
             return Err(LockError::Cancelled(lock.id().clone()).into());

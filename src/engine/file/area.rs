@@ -203,7 +203,7 @@ impl FileEngine {
         type Rule = (&'static str, fn(&str) -> bool, fn(&K) -> bool);
         let area = self.sub(AREA)?;
         let mut out = Vec::new();
-        let known = [HEADER, "tmp", RESERVE, "leases", "new", "del", "done", "image"];
+        let known = [HEADER, "tmp", RESERVE, "leases", "new", "del", "done", "image", "sanlock"];
         for n in Self::names(&area)? {
             if !known.iter().any(|k| n == *k) {
                 out.push(format!("{AREA}/{} is not part of the format", n.display()));

@@ -1,0 +1,75 @@
+//! A lease that is held.
+
+use super::owner::Owner;
+use super::{FILE, Spot};
+use crate::lock::{Held, LeaseId, LockError, Token};
+use crate::sys::fs::Dir;
+use crate::sys::sanlock::{Lease, Sector};
+use std::ffi::OsStr;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+#[derive(Debug)]
+pub(super) struct SanlockHeld {
+    pub owner: Arc<Owner>,
+    pub dir: Arc<Dir>,
+    pub path: PathBuf,
+    pub lockspace: String,
+    pub name: String,
+    pub spot: Spot,
+    pub sector: Sector,
+    /// The file the lease is in.
+    pub ino: u64,
+    pub id: LeaseId,
+}
+
+impl SanlockHeld {
+    fn with<T>(&self, f: impl FnOnce(&Lease<'_>) -> T) -> T {
+        let (lockspace, name, path) = (&self.lockspace, &self.name, &self.path);
+        f(&Lease { lockspace, name, path, offset: self.spot.offset() })
+    }
+
+    pub fn same_file(&self) -> Result<(), LockError> {
+        let now = self.dir.entry(OsStr::new(FILE));
+        let now = now.map_err(|source| LockError::Io { what: self.id.clone(), source })?;
+        match now {
+            Some(e) if e.ino == self.ino && e.nlink == 1 => Ok(()),
+            _ => Err(LockError::Lost(self.id.clone())),
+        }
+    }
+
+    pub fn read_token(&self) -> Result<Token, LockError> {
+        let failed = |source| LockError::Sanlock { place: self.path.display().to_string(), source };
+        let us = self.with(|l| self.owner.us(l, self.sector)).map_err(failed)?;
+        let (host_id, generation) = us.ok_or_else(|| LockError::Lost(self.id.clone()))?;
+        let version = self.with(|l| self.owner.client.version(l)).map_err(failed)?;
+        let lease = self.name.clone();
+        Ok(Token { host_id, generation, lease, version })
+    }
+}
+
+impl Held for SanlockHeld {
+    fn still_held(&self) -> Result<(), LockError> {
+        if !self.owner.is_fresh() {
+            let why = "the sanlock daemon is gone, or has not renewed for too long".to_owned();
+            return Err(LockError::Stale { what: self.id.clone(), why });
+        }
+        self.same_file()
+    }
+
+    /// The connection: the leases are held as long as anybody has it open.
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.owner.socket.as_fd())
+    }
+
+    fn token(&self) -> Result<Option<Token>, LockError> {
+        self.read_token().map(Some)
+    }
+}
+
+impl Drop for SanlockHeld {
+    fn drop(&mut self) {
+        self.with(|l| self.owner.give_back(l));
+    }
+}
