@@ -84,6 +84,14 @@ impl Systems {
                 }
                 self.put(&disk, Thing::File(guest.data, Some(size)));
             }
+            "context" => {
+                let disk = arg(argv.len() - 3);
+                let about = crate::bed::tool("isoinfo", &["-d".as_ref(), "-i".as_ref(), disk.as_os_str()]);
+                if !about.contains("Volume id: CONTEXT\n") {
+                    return Err(format!("{} is no context ISO: {about}", disk.display()));
+                }
+                self.put(&disk, Thing::File(self.read(&disk)?.data, None));
+            }
             "delete" => {
                 self.drop(&arg(0));
                 self.drop(&snaps(&arg(0)));

@@ -121,7 +121,8 @@ fn hostile_words_are_one_line_and_change_nothing() {
         ("resize", vec![disk.as_str(), "0x10", "7", "100"]),
         ("mv", vec![disk.as_str(), outside.as_str(), "7", "101"]),
         ("premigrate", vec!["h1;id", "h2", "/v/101/7", "7", "101"]),
-        ("context", vec![disk.as_str(), "7", "101"]),
+        ("context", vec!["/v/context.sh", disk.as_str(), "7", "101"]),
+        ("context", vec!["/v/a:../b", disk.as_str(), "7", "101"]),
         ("monitor", vec!["101"]),
     ] {
         let done = call(&bed, verb, ONE_DISK, &args).run();
