@@ -74,6 +74,7 @@ fn secrets(bed: &Bed) -> Vec<String> {
     found.lines().filter(|l| Path::new(l) != disk(bed)).map(str::to_owned).collect()
 }
 
+/// S13: names are names, whatever is in them.
 #[test]
 fn what_goes_in_comes_out() {
     let bed = bed();
@@ -182,7 +183,7 @@ fn config(bed: &Bed, xorrisofs: &str) -> PathBuf {
     path
 }
 
-/// Killed before and after each change of storage; the next call, for another VM, takes away what was staged.
+/// L10. Killed before and after each change of storage; the next call, for another VM, takes away what was staged.
 #[test]
 fn killed_anywhere_the_next_leaves_no_secret() {
     let bed = bed();
@@ -205,7 +206,7 @@ fn killed_anywhere_the_next_leaves_no_secret() {
     assert!(points > 15, "{points}");
 }
 
-/// Made on the front-end and published on a host, in parallel for several disks of one VM.
+/// R7. Made on the front-end and published on a host, in parallel for several disks of one VM.
 #[test]
 fn a_host_gets_what_the_front_end_made() {
     let store = "/var/lib/one/datastores/101";

@@ -29,6 +29,19 @@ fn shell_libraries_are_put_where_there_are_none() {
     let said = install(&bed, &top, &[]).run().ok();
     assert_eq!(std::fs::read_to_string(top.join("scripts_common.sh")).unwrap(), ours, "{said}");
     assert_eq!(std::fs::read_to_string(top.join("tm/tm_common.sh")).unwrap(), "# mine\n");
+    // The package's comes back: ours that build on it would not work beside it.
+    std::fs::remove_file(top.join("tm/tm_common.sh")).unwrap();
+    install(&bed, &top, &[]).run().ok();
+    assert!(top.join("tm/tm_common.sh").exists());
+    std::fs::write(top.join("scripts_common.sh"), "# stock\n").unwrap();
+    for _ in 0..2 {
+        install(&bed, &top, &[]).run().ok();
+        assert!(!top.join("tm/tm_common.sh").exists());
+        assert_eq!(std::fs::read_to_string(top.join("scripts_common.sh")).unwrap(), "# stock\n");
+    }
+    std::fs::remove_file(top.join("scripts_common.sh")).unwrap();
+    install(&bed, &top, &[]).run().ok();
+    std::fs::write(top.join("tm/tm_common.sh"), "# mine\n").unwrap();
     install(&bed, &top, &["--uninstall"]).run().ok();
     assert!(!top.join("scripts_common.sh").exists(), "ours goes");
     assert_eq!(std::fs::read_to_string(top.join("tm/tm_common.sh")).unwrap(), "# mine\n", "theirs stays");

@@ -127,6 +127,7 @@ fn layouts(bed: &Bed, store: &Path) -> BTreeMap<u32, String> {
     ])
 }
 
+/// B1, E1.
 #[test]
 fn space_goes_to_oned_and_sizes_to_monitord() {
     let (bed, store) = bed();
@@ -151,6 +152,7 @@ fn space_goes_to_oned_and_sizes_to_monitord() {
     assert!(done.err().starts_with("WARN: ") && done.err().contains("PUBKEY"), "{}", done.err());
 }
 
+/// B1, B2: a VM without disks is no reason to report none.
 #[test]
 fn a_host_reports_its_own_datastore() {
     let (bed, store) = bed();

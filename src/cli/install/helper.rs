@@ -40,19 +40,26 @@ fn is_ours(slot: &Slot, known: &Helper) -> Result<Option<bool>> {
     Ok(Some(plain && known.sha256.contains(&digest(&slot.text()?))))
 }
 
-/// What has to be done, and what the manifest will say.
+/// What has to be done, and what the manifest will say. The others build on the first: beside somebody
+/// else's they are not ours to offer.
 pub fn plan(root: &Dir, known: &[Helper]) -> Result<(Vec<Step>, Vec<Helper>)> {
     let (mut steps, mut helpers) = (Vec::new(), Vec::new());
+    let mut foreign = false;
     for (path, text) in ALL {
         let Some(slot) = Slot::open(root, path)? else { continue };
         let new = digest(text.as_bytes());
         let known = known.iter().find(|h| h.path == path).cloned();
         let mut helper = known.unwrap_or(Helper { path: path.to_owned(), sha256: Vec::new() });
         let action = match is_ours(&slot, &helper)? {
+            None if foreign => continue,
+            Some(true) if foreign => Action::Remove,
             None => Action::Make,
             Some(true) if slot.text()? == text.as_bytes() => Action::Nothing,
             Some(true) => Action::Relink,
-            Some(false) => continue,
+            Some(false) => {
+                foreign |= path == ALL[0].0;
+                continue;
+            }
         };
         helper.sha256.retain(|d| *d != new);
         helper.sha256.push(new);
@@ -70,7 +77,10 @@ pub fn apply(root: &Dir, steps: &[Step], known: &[Helper]) -> Result<()> {
         if let (Some(slot), Some(text), Some(helper)) = (Slot::open(root, &step.path)?, text, helper)
             && is_ours(&slot, helper)? != Some(false)
         {
-            slot.put_text(text.as_bytes())?;
+            match step.action {
+                Action::Remove => slot.remove()?,
+                _ => slot.put_text(text.as_bytes())?,
+            }
             slot.dir.sync().with_context(|| format!("flushing {}", step.path))?;
         }
     }
