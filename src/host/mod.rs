@@ -20,7 +20,9 @@ pub use agent::{Limits, serve};
 pub use error::{HostError, HostKey, Stage};
 pub use install::Program;
 pub use link::{Gone, Handler, Link};
-pub use transport::{Channel, Commit, Event, Hosts, Local, Request, Route, Settings, Source, Transport};
+pub use transport::{
+    Channel, Commit, Event, Hosts, Local, Next, Request, Route, Settings, Source, Transport,
+};
 pub use wire::{Hello, Identity, Progress, WireError};
 
 #[cfg(test)]

@@ -4,7 +4,9 @@ use super::install::reach;
 use super::scripted::Scripted;
 use super::transport::{Client, Connection, Ended, NoHello, Pipe};
 use super::wire::{Control, Decoder, Frame, Hello, PROTOCOL};
-use super::{Channel, Commit, Event, HostError, Limits, Local, Request, Settings, Stage, WireError, serve};
+use super::{
+    Channel, Commit, Event, HostError, Limits, Local, Next, Request, Settings, Stage, WireError, serve,
+};
 use crate::sys::Cancel;
 use crate::sys::Class;
 use serde_json::{Value, json};
@@ -46,9 +48,13 @@ type Served = JoinHandle<Result<(), WireError>>;
 
 /// An agent in a thread, and our end of the wire to it.
 fn agent(cancel: &Cancel) -> (UnixStream, Served) {
+    agent_with(cancel, limits())
+}
+
+fn agent_with(cancel: &Cancel, limits: Limits) -> (UnixStream, Served) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (cancel, output) = (cancel.clone(), theirs.try_clone().unwrap());
-    (ours, std::thread::spawn(move || serve(theirs, output, &Scripted, limits(), &cancel)))
+    (ours, std::thread::spawn(move || serve(theirs, output, &Scripted, limits, &cancel)))
 }
 
 fn client_of(ours: &UnixStream) -> Result<Client, HostError> {
@@ -100,13 +106,26 @@ fn requests_are_answered_one_after_the_other() {
 }
 
 #[test]
+fn a_host_that_only_sends_hears_that_we_live() {
+    let limits = Limits { silence: Duration::from_millis(700), ..limits() };
+    let (ours, _served) = agent_with(&Cancel::default(), limits);
+    let mut c = client_of(&ours).unwrap();
+    let steps: Vec<Value> = (0..100).map(|_| json!({"send": 1, "sleep": 15})).collect();
+    ask(&mut c, Value::Array(steps), Commit::Now).unwrap();
+}
+
+#[test]
 fn events_and_data_go_both_ways_without_waiting_for_each_other() {
     let (mut c, _ours, _served) = connected();
     for channel in [&mut c as &mut dyn Channel, &mut Local::new(&Scripted)] {
-        let (mut left, mut got, mut seen) = (20, 0, 0);
+        let (mut left, mut got, mut seen) = (21, 0, 0);
         let mut source = || {
             left -= 1;
-            (left >= 0).then(|| vec![1; 1 << 20])
+            match left {
+                ..0 => Next::End,
+                10 => Next::Later,
+                _ => Next::Block(vec![1; 1 << 20]),
+            }
         };
         let mut steps = vec![json!({"progress": 5})];
         steps.extend((0..20).map(|_| json!({"send": 1 << 20})));

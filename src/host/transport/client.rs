@@ -1,6 +1,6 @@
 //! The front-end's side of a connection to an agent.
 
-use super::{Channel, Commit, Duplex, Ended, Event, Pipe, Request, Settings};
+use super::{Channel, Commit, Duplex, Ended, Event, Next, Pipe, Request, Settings};
 use crate::host::error::{HostError, Stage};
 use crate::host::wire::{Control, Decoder, Frame, Hello, Outcome, PROTOCOL, WireError};
 use crate::sys::Cancel;
@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// How long cancel and deadlines may go unseen.
 const SLICE: Duration = Duration::from_millis(20);
+/// How soon a source that has nothing yet is asked again.
+const SOON: Duration = Duration::from_millis(3);
 /// Data on their way out; more is not asked of the source.
 const AHEAD: usize = 4 << 20;
 /// How long a program that has closed its output may take to say why.
@@ -139,8 +141,8 @@ impl Client {
             self.line.ended = true;
             return Err(self.silent(stage));
         }
-        let quiet = self.heard.max(self.asked).elapsed();
-        if quiet > self.silence / 3 {
+        // Also when we hear it all the time: a host that only sends must not think us lost.
+        if self.asked.elapsed() > self.silence / 3 {
             self.asked = Instant::now();
             self.post(&Control::Ping, stage)?;
         }
@@ -180,7 +182,9 @@ impl Channel for Client {
         let mut call = Call { id, commit: request.commit, stage, cancelled: None };
         let mut source = request.source;
         loop {
-            while let Some(frame) = self.next(call.stage)? {
+            let frame = self.next(call.stage)?;
+            let mut wait = if frame.is_some() { Duration::ZERO } else { SLICE };
+            if let Some(frame) = frame {
                 if let Some(outcome) = self.take(frame, &mut call, on_event, cancel)? {
                     let host = self.host.clone();
                     return match outcome {
@@ -188,6 +192,8 @@ impl Channel for Client {
                         Outcome::Failed { class, text } => Err(HostError::Failed { host, class, text }),
                     };
                 }
+                // The time that somebody took over it was not the host's.
+                self.heard = Instant::now();
             }
             if cancel.is_requested() && call.cancelled.is_none() {
                 call.cancelled = Some(Instant::now());
@@ -198,18 +204,23 @@ impl Channel for Client {
                 return Err(HostError::Cancelled { host: self.host.clone(), stage: call.stage });
             }
             self.is_alive(call.stage)?;
-            let mut wait = SLICE;
             if self.line.pending() < AHEAD
                 && let Some(give) = &mut source
             {
-                let block = give();
-                wait = Duration::ZERO;
-                if block.is_none() {
+                let next = give();
+                wait = wait.min(if matches!(next, Next::Later) { SOON } else { Duration::ZERO });
+                if matches!(next, Next::End) {
                     source = None;
                 }
-                let bytes = Frame::Binary(block.unwrap_or_default()).encode();
-                let bytes = bytes.map_err(|e| self.wire(e, call.stage))?;
-                self.line.post(&bytes);
+                let block = match next {
+                    Next::Block(block) => Some(block),
+                    Next::End => Some(Vec::new()),
+                    Next::Later => None,
+                };
+                if let Some(block) = block {
+                    let bytes = Frame::Binary(block).encode().map_err(|e| self.wire(e, call.stage))?;
+                    self.line.post(&bytes);
+                }
             }
             self.line.turn(wait);
         }

@@ -1,12 +1,16 @@
 //! The handler in this process: this machine needs no connection.
 
-use super::{Channel, Commit, Event, Request, Source};
+use super::{Channel, Commit, Event, Next, Request, Source};
 use crate::host::error::{HostError, Stage};
 use crate::host::link::{Gone, Handler, Link};
 use crate::host::wire::{Hello, Progress};
 use crate::sys::Cancel;
 use serde_json::Value;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// How soon a source that has nothing yet is asked again.
+const SOON: Duration = Duration::from_millis(1);
 
 /// A channel to this process.
 pub struct Local<'a> {
@@ -101,9 +105,17 @@ impl Link for Here<'_, '_> {
     }
 
     fn receive(&self) -> Result<Option<Vec<u8>>, Gone> {
-        if self.cancel.is_requested() {
-            return Err(Gone);
+        loop {
+            if self.cancel.is_requested() {
+                return Err(Gone);
+            }
+            match self.with(|i| i.source.as_mut().map_or(Next::End, |s| s())) {
+                Next::Block(block) => return Ok(Some(block)),
+                Next::End => return Ok(None),
+                Next::Later => {
+                    self.cancel.wait(SOON);
+                }
+            }
         }
-        Ok(self.with(|i| i.source.as_mut().and_then(|s| s())))
     }
 }

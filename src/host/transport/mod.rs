@@ -33,8 +33,18 @@ pub enum Commit<'a> {
     When(&'a mut (dyn FnMut() -> bool + Send)),
 }
 
-/// Gives the blocks that go with a request, each at most 4 MiB and not empty; `None` at their end.
-pub type Source<'a> = &'a mut (dyn FnMut() -> Option<Vec<u8>> + Send);
+/// Gives the blocks that go with a request. Does not wait for them: what comes meanwhile is to be seen.
+pub type Source<'a> = &'a mut (dyn FnMut() -> Next + Send);
+
+/// What a source has.
+#[derive(Debug)]
+pub enum Next {
+    /// At most 4 MiB and not empty.
+    Block(Vec<u8>),
+    /// Nothing yet.
+    Later,
+    End,
+}
 
 /// Work for a host.
 pub struct Request<'a> {

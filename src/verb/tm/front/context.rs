@@ -3,6 +3,7 @@
 
 use super::{At, Driver, Front};
 use crate::data::{self, FetchOptions, Source, fetch};
+use crate::host::Next;
 use crate::one::{Context, ContextFile, ImagePath};
 use crate::sys::fs::Dir;
 use crate::sys::tool::{Limits, Run};
@@ -130,13 +131,17 @@ fn measure(mut iso: &File) -> Result<(u64, String)> {
 }
 
 /// Blocks of a file, for a request. One that cannot be read ends early, which the receiver finds out.
-pub(super) fn blocks(file: &File) -> impl FnMut() -> Option<Vec<u8>> + Send + '_ {
+pub(super) fn blocks(file: &File) -> impl FnMut() -> Next + Send + '_ {
     let mut at = 0;
     move || {
         let mut block = vec![0; BLOCK];
-        let n = crate::sys::copy::read_full(file, &mut block, at).ok().filter(|n| *n > 0)?;
-        at += n as u64;
-        block.truncate(n);
-        Some(block)
+        match crate::sys::copy::read_full(file, &mut block, at) {
+            Ok(n) if n > 0 => {
+                at += n as u64;
+                block.truncate(n);
+                Next::Block(block)
+            }
+            _ => Next::End,
+        }
     }
 }
