@@ -23,7 +23,7 @@ impl Role {
     pub fn families(self) -> &'static [&'static [&'static str]] {
         match self {
             Role::Datastore => &[&["sdm", "fs"]],
-            Role::Tm => &[&["sdm_shared", "shared", "qcow2"]],
+            Role::Tm => &[&["sdm_shared", "shared", "qcow2"], &["sdm_local", "local", "ssh"]],
         }
     }
 

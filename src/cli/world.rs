@@ -193,7 +193,7 @@ pub fn tm_verb(env: &Env, def: &Verb, call: &Invocation) -> Result<String> {
             cloud: &*cloud,
             hosts: &hosts,
             job,
-            driver: Driver::Shared,
+            driver: Driver::of(&call.driver),
             name: &call.driver,
             warn: &warn,
             other: &other,

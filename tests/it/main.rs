@@ -41,6 +41,7 @@ mod install;
 mod install_libraries;
 mod kill;
 mod layers;
+mod local;
 mod media;
 mod monitoring;
 mod noshell;

@@ -38,7 +38,7 @@ pub(super) fn fail(front: &Front<'_>, m: &Migrate) -> Result<()> {
 }
 
 /// The other drivers of the VM's disks, each once. Who was called by another driver calls nobody.
-fn others(front: &Front<'_>, m: &Migrate) -> Result<()> {
+pub(super) fn others(front: &Front<'_>, m: &Migrate) -> Result<()> {
     if m.caller.is_some() {
         return Ok(());
     }

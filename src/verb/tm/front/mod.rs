@@ -3,8 +3,10 @@
 //! front-end's own paths is in this process.
 
 mod context;
+mod local;
 mod migrate;
 mod monitor;
+mod pair;
 mod shared;
 
 use super::Op;
@@ -17,6 +19,7 @@ use crate::sdm::{Job, known};
 use crate::sys::Class;
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -27,6 +30,15 @@ use std::time::{Duration, Instant};
 pub enum Driver {
     /// `sdm_shared`, `shared`, `qcow2`: every host sees the datastores.
     Shared,
+    /// `sdm_local`, `local`, `ssh`: a system datastore is its host's own, images are with the front-end.
+    Local,
+}
+
+impl Driver {
+    /// That of a driver's name.
+    pub fn of(name: &str) -> Driver {
+        if ["sdm_local", "local", "ssh"].contains(&name) { Driver::Local } else { Driver::Shared }
+    }
 }
 
 /// One call of a transfer verb at the front-end.
@@ -49,19 +61,19 @@ pub struct Front<'a> {
 /// Does the verb; the answer is what oned is told.
 pub fn run(front: &Front<'_>, verb: &str, variant: Option<&str>, call: TmCall) -> Result<String> {
     match call {
-        TmCall::Premigrate(m) => migrate::pre(front, &m).map(|()| String::new()),
-        TmCall::Postmigrate(m) => migrate::post(front, &m).map(|()| String::new()),
-        TmCall::Failmigrate(m) => migrate::fail(front, &m).map(|()| String::new()),
         TmCall::Monitor(c) => monitor::run(front, &c.dump),
         TmCall::MonitorDs(dir) => monitor::of_host(&dir),
         TmCall::Context(c) => context::run(front, &c).map(|()| String::new()),
-        call => match front.driver {
-            Driver::Shared => shared::run(front, verb, variant == Some("ssh"), call),
-        },
+        call if front.driver == Driver::Local => local::run(front, verb, call),
+        TmCall::Premigrate(m) => migrate::pre(front, &m).map(|()| String::new()),
+        TmCall::Postmigrate(m) => migrate::post(front, &m).map(|()| String::new()),
+        TmCall::Failmigrate(m) => migrate::fail(front, &m).map(|()| String::new()),
+        call => shared::run(front, verb, variant == Some("ssh"), call),
     }
 }
 
 /// Where an operation runs, and which datastores are that host's own.
+#[derive(Clone, Copy)]
 struct At<'a> {
     host: Option<&'a HostName>,
     dir: &'a VmDir,
@@ -114,20 +126,13 @@ impl Front<'_> {
     fn ask_once(&self, host: &str, at: &At<'_>, op: &Op, data: Option<&File>) -> Result<String> {
         let (route, mut channel) = self.hosts.open_by(host)?;
         let is_here = matches!(route, Route::Local { .. });
-        let stores = self.stores(&*channel, host, at, op, is_here)?;
-        let request = Request {
-            verb: self.job.topic.verb.clone(),
-            op: op.clone(),
-            settings: Sent::of(self.settings),
-            domains: stores.iter().map(|s| (s.ds, s.known.as_ref().map(|k| k.domain))).collect(),
-            local: stores.iter().filter(|s| s.local).map(|s| s.ds).collect(),
-        };
+        let asked = self.prepare(&*channel, host, at, op, is_here)?;
         let id = self.job.id.to_string();
         let mut word = || true;
         let mut blocks = data.map(context::blocks);
         let call = Call {
             job: &id,
-            body: serde_json::to_value(&request).context("writing down the request")?,
+            body: asked.body.clone(),
             commit: Commit::When(&mut word),
             source: blocks.as_mut().map(|give| give as Source<'_>),
         };
@@ -136,14 +141,43 @@ impl Front<'_> {
             Event::Log { text, .. } => self.job.tell(What::Warning { text }),
             Event::Data(_) => {}
         };
-        let answer = match channel.call(call, &mut news, self.job.cancel()) {
+        let answer = channel.call(call, &mut news, self.job.cancel());
+        self.answered(&asked, answer)
+    }
+
+    /// A request for whoever was reached.
+    fn prepare(
+        &self,
+        channel: &dyn Channel,
+        host: &str,
+        at: &At<'_>,
+        op: &Op,
+        is_here: bool,
+    ) -> Result<Asked> {
+        let stores = self.stores(channel, host, at, op, is_here)?;
+        let request = Request {
+            verb: self.job.topic.verb.clone(),
+            op: op.clone(),
+            settings: Sent::of(self.settings),
+            domains: stores.iter().map(|s| (s.ds, s.known.as_ref().map(|k| k.domain))).collect(),
+            local: stores.iter().filter(|s| s.local).map(|s| s.ds).collect(),
+        };
+        let body = serde_json::to_value(&request).context("writing down the request")?;
+        Ok(Asked { host: host.to_owned(), is_here, stores, body })
+    }
+
+    /// The text of an answer; what it says of the datastores is remembered.
+    fn answered(&self, asked: &Asked, answer: Result<Value, HostError>) -> Result<String> {
+        let Asked { host, is_here, stores, .. } = asked;
+        let is_here = *is_here;
+        let answer = match answer {
             // What went wrong here needs no host's name.
             Err(HostError::Failed { class, text, .. }) if is_here => return Err(refuse(class, text)),
             answer => answer?,
         };
         let reply: Reply = serde_json::from_value(answer)
             .map_err(|e| refuse(Class::Remote, format!("host {host}: an answer that is none: {e}")))?;
-        for store in &stores {
+        for store in stores {
             let is_news = store.known.as_ref().is_none_or(|k| k.elsewhere && is_here);
             let is = reply.domains.get(&store.ds);
             let made_anew = store.known.as_ref().is_some_and(|k| is.is_some_and(|is| *is != k.domain));
@@ -166,7 +200,9 @@ impl Front<'_> {
         let numbers: BTreeSet<i64> = op.paths().iter().filter_map(|p| number(&at.dir.root, p)).collect();
         let mut out = Vec::new();
         for ds in numbers {
-            let local = at.local && ds == i64::from(at.dir.ds);
+            // Where images are not local, no operation on a local disk is about one.
+            let own = self.driver == Driver::Local || ds == i64::from(at.dir.ds);
+            let local = at.local && own;
             let machine = &channel.peer().identity.machine;
             let machine = if machine.is_empty() { host } else { machine };
             let key = if local { format!("{ds}@{}", machine.replace('/', "_")) } else { ds.to_string() };
@@ -179,6 +215,14 @@ impl Front<'_> {
         }
         Ok(out)
     }
+}
+
+/// A request to a host, and what is known of the datastores that it is about.
+struct Asked {
+    host: String,
+    is_here: bool,
+    stores: Vec<Store>,
+    body: Value,
 }
 
 /// A datastore, as the front-end knows it.

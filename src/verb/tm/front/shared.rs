@@ -42,14 +42,14 @@ pub(super) fn run(front: &Front<'_>, verb: &str, ssh: bool, call: TmCall) -> Res
     }
 }
 
-fn not_yet(what: &str) -> anyhow::Error {
+pub(super) fn not_yet(what: &str) -> anyhow::Error {
     refuse(Class::Unsupported, format!("{what}: not supported yet; nothing was changed"))
 }
 
-struct Of<'a> {
-    front: &'a Front<'a>,
+pub(super) struct Of<'a> {
+    pub front: &'a Front<'a>,
     /// The system datastore is the host's own.
-    ssh: bool,
+    pub ssh: bool,
 }
 
 impl Of<'_> {
@@ -58,7 +58,7 @@ impl Of<'_> {
         self.front.ask(&at, op)
     }
 
-    fn vm(&self, object: one::Object) -> Result<Arc<Vm>> {
+    pub fn vm(&self, object: one::Object) -> Result<Arc<Vm>> {
         let vm = self.front.cloud.vm(object.vm);
         vm.with_context(|| format!("asking for the document of VM {}", object.vm))
     }
@@ -117,7 +117,7 @@ impl Of<'_> {
 
     /// What the datastores' attributes ask for and is not done here is said, or refused where something
     /// would go wrong. A datastore that nobody describes is taken as it is.
-    fn look_at(&self, to: &VmPath, object: one::Object, disk: &one::Disk) -> Result<()> {
+    pub fn look_at(&self, to: &VmPath, object: one::Object, disk: &one::Disk) -> Result<()> {
         let warn = self.front.warn;
         if disk.recovery_snapshot_freq.is_some_and(|f| f > 0) {
             warn("RECOVERY_SNAPSHOT_FREQ of the disk is ignored: recovery snapshots are not supported");
@@ -239,12 +239,20 @@ impl Of<'_> {
         self.ask(&c.disk, &Op::Resize(op::Resize { disk, size_mib: c.size.as_mib_up(), sparse }))
     }
 
+    /// The driver `ssh` knows no layers: to it a qcow2 disk is a file like any other.
+    pub fn format(&self, disk: &one::Disk) -> DiskFormat {
+        match format(disk) {
+            DiskFormat::Qcow2 if self.front.name == "ssh" => DiskFormat::Other,
+            format => format,
+        }
+    }
+
     /// The disk with the image that it is or builds on. A copy of its own builds on none.
-    fn disk(&self, vm: &Vm, at: &VmPath) -> Result<op::Disk> {
+    pub fn disk(&self, vm: &Vm, at: &VmPath) -> Result<op::Disk> {
         let disk = vm.need_disk(at.disk_id().unwrap_or_default())?;
         let image = disk.source.as_deref().filter(|_| !self.ssh);
         let image = image.map(|s| as_seen(at, Path::new(s))).transpose()?;
-        Ok(op::Disk { path: text(&at.path()), image, format: format(disk) })
+        Ok(op::Disk { path: text(&at.path()), image, format: self.format(disk) })
     }
 }
 
@@ -266,6 +274,6 @@ fn as_seen(at: &VmPath, path: &Path) -> Result<String> {
     Ok(text(&seen))
 }
 
-fn text(path: &Path) -> String {
+pub(super) fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }

@@ -1,0 +1,238 @@
+//! The drivers `local` and `ssh` on a cloud of three machines: a disk goes to its host, gets a snapshot, moves
+//! to another host and goes back into its image, read at every step; and a move whose network is cut.
+
+use crate::bed;
+use crate::hosts::{Cloud, eventually};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+const DS: &str = "/var/lib/one/datastores";
+const SOON: Duration = Duration::from_secs(30);
+
+/// A front-end with image 1 of datastore 1, and VM 7, whose disk 0 it is.
+struct Site {
+    cloud: Cloud,
+    driver: &'static str,
+}
+
+impl Site {
+    fn new(driver: &'static str, format: &str, mib: u32) -> Site {
+        Site::with(&[], driver, format, mib)
+    }
+
+    fn with(options: &[&str], driver: &'static str, format: &str, mib: u32) -> Site {
+        let cloud = Cloud::up(options, &["h1", "h2"]);
+        for host in ["h1", "h2"] {
+            cloud.place_agent(host, "--silence 2 --orphan-grace 2");
+        }
+        let disk = format!(
+            "<DISK_ID>0</DISK_ID><FORMAT>{format}</FORMAT><SIZE>{mib}</SIZE><ORIGINAL_SIZE>{mib}</ORIGINAL_SIZE>\
+             <SOURCE>{DS}/1/img</SOURCE><CLONE>NO</CLONE><TM_MAD>{driver}</TM_MAD><DATASTORE_ID>1</DATASTORE_ID>"
+        );
+        let vm = format!("<VM><ID>7</ID><TEMPLATE><DISK>{disk}</DISK></TEMPLATE></VM>");
+        cloud.write("fe", "/var/lib/one/xml/vm-7.xml", &vm);
+        for ds in [1, 100] {
+            let tm = format!("<ID>{ds}</ID><NAME>d</NAME><TM_MAD>{driver}</TM_MAD><TEMPLATE></TEMPLATE>");
+            let doc = format!("<DATASTORE>{tm}</DATASTORE>");
+            cloud.write("fe", &format!("/var/lib/one/xml/datastore-{ds}.xml"), &doc);
+        }
+        cloud.write("fe", "/etc/one/onesdm.toml", "[ssh]\nsilence = \"2s\"\n");
+        let site = Site { cloud, driver };
+        site.on("fe", &["mkdir", "-p", &format!("{DS}/1")]);
+        site.on(
+            "fe",
+            &["qemu-img", "create", "-q", "-f", format, &format!("{DS}/1/img"), &format!("{mib}M")],
+        );
+        site.guest("fe", &format!("{DS}/1/img"), 0, 0x41);
+        site
+    }
+
+    fn on(&self, host: &str, command: &[&str]) -> String {
+        self.cloud.on(host, command)
+    }
+
+    fn verb(&self, verb: &str, args: &[&str]) -> Result<(), String> {
+        let link = format!("/var/lib/one/remotes/tm/{}/{verb}", self.driver);
+        let program = bed::program();
+        self.on("fe", &["mkdir", "-p", Path::new(&link).parent().unwrap().to_str().unwrap()]);
+        self.on("fe", &["ln", "-sfn", program.to_str().unwrap(), &link]);
+        let call = ["exec", "fe", "env", "ONESDM_XML_DIR=/var/lib/one/xml", &link];
+        let out = self.cloud.hosts(&[&call[..], args].concat());
+        if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
+    }
+
+    #[track_caller]
+    fn ok(&self, verb: &str, args: &[&str]) {
+        self.verb(verb, args).unwrap_or_else(|e| panic!("{verb} {args:?}: {e}"));
+    }
+
+    /// Where the link leads, as a machine is started with it.
+    fn real(&self, host: &str, path: &str) -> (String, &'static str) {
+        let real = self.on(host, &["readlink", "-f", path]);
+        let info = self.on(host, &["qemu-img", "info", "--output=json", &real]);
+        (real, if info.contains("\"format\": \"qcow2\"") { "qcow2" } else { "raw" })
+    }
+
+    /// Fills the n-th block of 64 KiB.
+    fn guest(&self, host: &str, path: &str, n: usize, byte: u8) {
+        let ((real, format), at) = (self.real(host, path), n << 16);
+        self.on(host, &["qemu-io", "-f", format, "-c", &format!("write -q -P {byte} {at} 64k"), &real]);
+    }
+
+    /// The first bytes of the first blocks, as a guest reads them.
+    fn says(&self, host: &str, path: &str) -> String {
+        let (real, format) = self.real(host, path);
+        self.on(host, &["qemu-img", "convert", "-f", format, "-O", "raw", &real, "/tmp/flat"]);
+        let flat = self.cloud.inside(host, || std::fs::read("/tmp/flat").unwrap());
+        let letter = |b: &[u8]| if b[0] == 0 { '.' } else { char::from(b[0]) };
+        flat.chunks(1 << 16).take(8).map(letter).collect::<String>().trim_end_matches('.').to_owned()
+    }
+
+    fn names(&self, host: &str, dir: &str) -> Vec<String> {
+        self.cloud.inside(host, || {
+            let mut names = if Path::new(dir).exists() { bed::names(Path::new(dir)) } else { Vec::new() };
+            names.sort();
+            names
+        })
+    }
+
+    fn staged(&self, host: &str) -> u64 {
+        self.cloud.inside(host, || weight(Path::new(&format!("{DS}/100/.sdm/new"))))
+    }
+}
+
+/// Bytes below a directory.
+fn weight(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let each = entries.map(|e| match e.metadata() {
+        Ok(m) if m.is_dir() => weight(&e.path()),
+        Ok(m) => m.blocks() * 512,
+        Err(_) => 0,
+    });
+    each.sum()
+}
+
+fn whole_life(driver: &'static str, format: &str) {
+    let site = Site::new(driver, format, 4);
+    let (image, disk) = (format!("fe:{DS}/1/img"), |host: &str| format!("{host}:{DS}/100/7/disk.0"));
+    let (vm, at) = (|host: &str| format!("{host}:{DS}/100/7"), format!("{DS}/100/7/disk.0"));
+    site.ok("ln", &[&image, &disk("h1"), "7", "1"]);
+    assert_eq!(site.says("h1", &at), "A");
+    site.ok("snap_create", &[&disk("h1"), "0", "7", "1"]);
+    site.guest("h1", &at, 1, 0x42);
+    let is_layered = format == "qcow2" && driver != "ssh";
+    let link = site.on("h1", &["sh", "-c", &format!("readlink {at} || true")]);
+    assert_eq!(link, if is_layered { "disk.0.snap/1" } else { "" });
+    // oned moves disk by disk, then the directory.
+    site.ok("mv", &[&disk("h1"), &disk("h2"), "7", "1"]);
+    site.ok("mv", &[&vm("h1"), &vm("h2"), "7", "100"]);
+    assert_eq!(site.names("h1", &format!("{DS}/100")), [".monitor", ".sdm"]);
+    assert_eq!(site.says("h2", &at), "AB");
+    assert_eq!(site.says("h2", &format!("{at}.snap/0")), "A");
+    assert_eq!(site.on("h2", &["cat", &format!("{DS}/100/.monitor")]), "ssh");
+    // And again: there is nothing at the source any more.
+    let e = site.verb("mv", &[&vm("h1"), &vm("h2"), "7", "100"]).unwrap_err();
+    assert!(e.contains("does not exist"), "{e}");
+    assert_eq!(site.says("h2", &at), "AB");
+    site.ok("cpds", &[&disk("h2"), &format!("fe:{DS}/1/saved"), "0", "7", "1"]);
+    assert_eq!(site.says("fe", &format!("{DS}/1/saved")), "A");
+    site.ok("mvds", &[&disk("h2"), &image, "7", "1"]);
+    site.ok("delete", &[&vm("h2"), "7", "100"]);
+    assert_eq!(site.says("fe", &format!("{DS}/1/img")), "AB");
+    assert_eq!(site.says("fe", &format!("{DS}/1/img.snap/0")), "A");
+    assert_eq!(site.names("h2", &format!("{DS}/100")), [".monitor", ".sdm"]);
+    // Home and away again, with its snapshots.
+    site.ok("clone", &[&image, &disk("h2"), "7", "1"]);
+    assert_eq!(site.says("h2", &at), "AB");
+    for (host, ds) in [("fe", 1), ("h1", 100), ("h2", 100)] {
+        assert_eq!(site.names(host, &format!("{DS}/{ds}/.sdm/new")), Vec::<String>::new(), "{host}");
+    }
+}
+
+#[test]
+fn a_layered_disk_lives_on_two_hosts() {
+    whole_life("local", "qcow2");
+}
+
+#[test]
+fn a_raw_disk_lives_on_two_hosts() {
+    whole_life("sdm_local", "raw");
+}
+
+#[test]
+fn to_the_ssh_driver_a_qcow2_disk_is_a_file() {
+    whole_life("ssh", "qcow2");
+}
+
+#[test]
+fn a_move_that_is_cut_leaves_the_source_whole() {
+    let site = Site::new("local", "raw", 64);
+    let (image, at) = (format!("fe:{DS}/1/img"), format!("{DS}/100/7/disk.0"));
+    let vm = |host: &str| format!("{host}:{DS}/100/7");
+    site.ok("clone", &[&image, &format!("h1:{at}"), "7", "1"]);
+    site.on("h1", &["sh", "-c", &format!("head -c 32M /dev/urandom | dd of={at} conv=notrunc bs=1M")]);
+    site.guest("h1", &at, 0, 0x43);
+    let digest = |host: &str| site.on(host, &["md5sum", &at]);
+    let whole = digest("h1");
+    let config = "[ssh]\nsilence = \"2s\"\n[data]\nlimit = \"8MiB\"\n";
+    site.cloud.write("fe", "/etc/one/onesdm.toml", config);
+    for cut in ["h2", "h1"] {
+        std::thread::scope(|s| {
+            let moving = s.spawn(|| site.verb("mv", &[&vm("h1"), &vm("h2"), "7", "100"]));
+            eventually("data at the destination", SOON, || {
+                moving.is_finished() || site.staged("h2") > 4 << 20
+            });
+            site.cloud.ok(&["cut", cut]);
+            let e = moving.join().unwrap().unwrap_err();
+            assert!(e.contains(&format!("host {cut}")), "{e}");
+        });
+        assert_eq!(digest("h1"), whole);
+        assert!(!site.names("h2", &format!("{DS}/100")).contains(&"7".to_owned()));
+        site.cloud.ok(&["heal", cut]);
+        eventually("the destination is as it was", SOON, || site.staged("h2") == 0);
+    }
+    site.cloud.write("fe", "/etc/one/onesdm.toml", "");
+    site.ok("mv", &[&vm("h1"), &vm("h2"), "7", "100"]);
+    assert_eq!(digest("h2"), whole);
+    assert!(!site.names("h1", &format!("{DS}/100")).contains(&"7".to_owned()));
+}
+
+/// Both hosts have the same directory mounted: nothing is copied, and nothing is retired.
+#[test]
+fn a_move_on_storage_that_both_see_does_nothing() {
+    let site = Site::with(&["-s", &format!("{DS}/100")], "local", "raw", 4);
+    let at = format!("{DS}/100/7/disk.0");
+    site.ok("clone", &[&format!("fe:{DS}/1/img"), &format!("h1:{at}"), "7", "1"]);
+    let before = site.on("h1", &["stat", "-c", "%i", &at]);
+    site.ok("mv", &[&format!("h1:{DS}/100/7"), &format!("h2:{DS}/100/7"), "7", "100"]);
+    assert_eq!(site.on("h1", &["stat", "-c", "%i", &at]), before);
+    assert_eq!(site.on("h2", &["stat", "-c", "%i", &at]), before);
+    // A copy of the datastore is neither the same nor another one (red team 1.1).
+    let copied = Site::new("local", "raw", 4);
+    copied.ok("clone", &[&format!("fe:{DS}/1/img"), &format!("h1:{at}"), "7", "1"]);
+    let id = copied.cloud.read("h1", &format!("{DS}/100/.sdm/domain.json"));
+    copied.ok("clone", &[&format!("fe:{DS}/1/img"), &format!("h2:{at}"), "7", "1"]);
+    copied.cloud.write("h2", &format!("{DS}/100/.sdm/domain.json"), &id);
+    let e = copied.verb("mv", &[&format!("h1:{DS}/100/7"), &format!("h2:{DS}/100/7"), "7", "100"]);
+    assert!(e.is_err(), "it was moved onto a copy of its datastore");
+    assert_eq!(copied.says("h1", &at), "A");
+}
+
+/// The hypervisor copies the disks itself; what it needs is room, and that the source goes afterwards.
+#[test]
+fn a_live_migration_clears_the_destination_and_then_the_source() {
+    let site = Site::new("local", "raw", 4);
+    let (image, at) = (format!("fe:{DS}/1/img"), format!("{DS}/100/7/disk.0"));
+    let args = ["h1", "h2", &format!("{DS}/100/7"), "7", "100"];
+    for host in ["h1", "h2"] {
+        site.ok("clone", &[&image, &format!("{host}:{at}"), "7", "1"]);
+    }
+    site.ok("premigrate", &args);
+    let there = |host: &str| site.names(host, &format!("{DS}/100")).contains(&"7".to_owned());
+    assert!(there("h1") && !there("h2"));
+    site.ok("failmigrate", &args);
+    assert!(there("h1"));
+    site.ok("postmigrate", &args);
+    assert!(!there("h1"));
+}
