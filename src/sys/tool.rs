@@ -68,6 +68,7 @@ tools! {
     // All three understand the options of mkisofs.
     MkIso => ["xorrisofs", "genisoimage", "mkisofs"],
     Ssh => ["ssh"],
+    Virsh => ["virsh"],
 }
 
 impl std::fmt::Display for Tool {
