@@ -5,6 +5,7 @@
 pub mod cancel;
 pub mod child;
 pub mod class;
+pub mod companion;
 pub mod copy;
 pub mod detach;
 pub mod direct;
