@@ -1,6 +1,6 @@
 //! Changing layers: new ones, one in the place of two, one taken out, all of them copied.
 
-use super::{Layer, Snaps, children};
+use super::{Layer, Snaps, children, marker_text};
 use crate::data::{self, Sparse};
 use crate::engine::{EngineError, Name};
 use crate::image::{Backing, Format, Rebase};
@@ -89,7 +89,7 @@ impl Snaps<'_> {
             return Ok(());
         }
         let mut work = self.begin_removal(&[base.clone(), self.dir.clone()])?;
-        self.unchain(&work, &layers, file)?;
+        self.relieve(&work, &children(&layers, file), file)?;
         let mut steps = if was_image { self.hand_over(&mut work, base)? } else { Vec::new() };
         for name in &names {
             steps.extend(work.step_bury(name, false)?);
@@ -156,10 +156,10 @@ impl Snaps<'_> {
             fs::sync_file(&file, &path)?;
         }
         let dir = fs::Dir::open(dir)?;
-        for (n, file) in self.markers()? {
-            let text = at.join(file.last()).into_os_string();
-            let (name, tmp) = (format!("{n}.current"), "tmp");
-            dir.put(name.as_ref(), tmp.as_ref(), text.as_encoded_bytes(), 0o644, true)?;
+        for m in self.markers()? {
+            let text = marker_text(at, &m.file, m.going);
+            let (name, tmp) = (format!("{}.current", m.n), "tmp");
+            dir.put(name.as_ref(), tmp.as_ref(), text.as_bytes(), 0o644, true)?;
         }
         Ok(())
     }
@@ -188,12 +188,12 @@ impl Snaps<'_> {
         Ok(Some(backing))
     }
 
-    /// Gives every layer that builds on `file` what it has from it, in place and in a way that can be
-    /// interrupted and run again. Afterwards nothing builds on it.
-    fn unchain(&self, work: &Work<'_>, layers: &[Layer], file: &Name) -> Result<()> {
+    /// Gives layers that build on `file` what they have from it, in place and in a way that can be interrupted
+    /// and run again. Afterwards they do not build on it.
+    pub fn relieve(&self, work: &Work<'_>, of: &[&Layer], file: &Name) -> Result<()> {
         let under = self.backing_of(file)?;
         self.job.phase("merging");
-        for child in children(layers, file) {
+        for child in of {
             let path = self.path(&child.name)?;
             let opened = File::options().read(true).write(true).open(&path);
             let opened = opened.with_context(|| format!("opening {}", path.display()))?;

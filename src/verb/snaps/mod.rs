@@ -43,6 +43,26 @@ impl Found {
     }
 }
 
+/// At the end of a `.current` whose snapshot is deleted, while its file is still below a running machine: the
+/// name leads nowhere.
+pub(super) const GOING: &str = ".deleted";
+
+/// The text of a `.current` in the directory `at`.
+pub(super) fn marker_text(at: &Path, file: &Name, going: bool) -> String {
+    let path = at.join(file.last());
+    format!("{}{}", path.display(), if going { GOING } else { "" })
+}
+
+/// What a `.current` says.
+#[derive(Debug)]
+pub(super) struct Marker {
+    pub n: i64,
+    /// The file with the snapshot's content.
+    pub file: Name,
+    /// There is no such snapshot any more; the file is to go when it can.
+    pub going: bool,
+}
+
 /// A layer, with the file it builds on.
 #[derive(Debug)]
 pub(super) struct Layer {
@@ -52,7 +72,7 @@ pub(super) struct Layer {
     pub is_link: bool,
     pub header: Probe,
     /// Device and inode of the file itself.
-    at: (u64, u64),
+    pub at: (u64, u64),
     on: Option<(u64, u64)>,
 }
 
@@ -102,8 +122,8 @@ impl Snaps<'_> {
         Ok(out)
     }
 
-    /// Every `.current`: the snapshot, and the file that has its content.
-    pub fn markers(&self) -> Result<Vec<(i64, Name)>> {
+    /// Every `.current`.
+    pub fn markers(&self) -> Result<Vec<Marker>> {
         let mut out = Vec::new();
         for o in self.domain.engine.list(Some(&self.dir))? {
             if let Place::Public(name) = o.place
@@ -114,10 +134,19 @@ impl Snaps<'_> {
                 let path = self.path(&name)?;
                 let text = std::fs::read_to_string(&path);
                 let text = text.with_context(|| format!("reading {}", path.display()))?;
-                out.push((n, self.beside(&name, Path::new(text.trim()))?));
+                let (text, going) = match text.trim().strip_suffix(GOING) {
+                    Some(text) => (text, true),
+                    None => (text.trim(), false),
+                };
+                out.push(Marker { n, file: self.beside(&name, Path::new(text))?, going });
             }
         }
         Ok(out)
+    }
+
+    /// Snapshots that were deleted while a machine ran, and the files that are still there for them.
+    pub fn going(&self) -> Result<Vec<(i64, Name)>> {
+        Ok(self.markers()?.into_iter().filter(|m| m.going).map(|m| (m.n, m.file)).collect())
     }
 
     /// The file of this directory that a `.current` names. It records an absolute path, which was right
@@ -139,10 +168,11 @@ impl Snaps<'_> {
     /// that another snapshot's `.current` names is that one's.
     pub fn file_of(&self, n: i64) -> Result<Option<Name>> {
         let (mut name, markers) = (self.numbered(n)?, self.markers()?);
-        if let Some((_, file)) = markers.iter().find(|(m, _)| *m == n) {
-            name.clone_from(file);
-        } else if markers.iter().any(|(_, file)| *file == name) {
-            return Ok(None);
+        match markers.iter().find(|m| m.n == n) {
+            Some(m) if m.going => return Ok(None),
+            Some(m) => name.clone_from(&m.file),
+            None if markers.iter().any(|m| m.file == name) => return Ok(None),
+            None => {}
         }
         let Some(o) = self.look(&name)? else { return Ok(None) };
         self.not_foreign(&name, &o.kind)?;
@@ -261,7 +291,7 @@ impl Snaps<'_> {
     /// The layer that a guest writes to: one that no other builds on and that is no snapshot's content,
     /// the youngest of several (reverting leaves other ends behind).
     pub fn active(&self, layers: &[Layer]) -> Result<Option<Name>> {
-        let frozen: Vec<Name> = self.markers()?.into_iter().map(|(_, file)| file).collect();
+        let frozen: Vec<Name> = self.markers()?.into_iter().map(|m| m.file).collect();
         let ends =
             layers.iter().filter(|l| !layers.iter().any(|o| o.on == Some(l.at)) && !frozen.contains(&l.name));
         match ends.max_by_key(|l| l.n) {

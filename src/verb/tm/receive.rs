@@ -259,7 +259,8 @@ fn mend(tm: &Tm<'_>, work: &Work<'_>, path: &Path, active: &str, at: &Path) -> R
     }
     for marker in names.iter().filter(|n| n.ends_with(".current")) {
         let to = text_of(&dir.open_file(Path::new(marker), false)?)?;
-        if !names.iter().any(|n| *n == to && !n.ends_with(".current")) {
+        let file = to.strip_suffix(GOING).unwrap_or(&to);
+        if !names.iter().any(|n| n == file && !n.ends_with(".current")) {
             return Err(wrong(marker, "names a file that did not come with it"));
         }
         let text = at.join(to).into_os_string();

@@ -236,8 +236,9 @@ fn layers(sender: &mut Sender<'_>, snaps: &Snaps<'_>, active: &Name) -> Result<(
         let path = format!("snap/{}", layer.n);
         sender.file(&path, 0o644, &fill::open(&snaps.path(&layer.name)?)?).with_context(|| path.clone())?;
     }
-    for (n, file) in snaps.markers()? {
-        sender.bytes(&format!("snap/{n}.current"), 0o644, file.last().as_bytes())?;
+    for m in snaps.markers()? {
+        let text = marker_text(Path::new(""), &m.file, m.going);
+        sender.bytes(&format!("snap/{}.current", m.n), 0o644, text.as_bytes())?;
     }
     Ok(sender.link("disk", &format!("snap/{}", active.last()))?)
 }

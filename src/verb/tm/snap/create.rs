@@ -27,7 +27,12 @@ pub(in crate::verb::tm) fn run(tm: &Tm<'_>, op: &Snap) -> Result<()> {
         return Ok(());
     }
     disk.home().not_in_use()?;
-    if is_chain { Freeze::new(tm, &disk, op)?.run() } else { copy(tm, &disk, op.snapshot) }
+    if !is_chain {
+        return copy(tm, &disk, op.snapshot);
+    }
+    // What had to stay while the machine ran; its number may be this one's.
+    super::drop_all(tm, &disk, &disk.snaps(tm)?.going()?)?;
+    Freeze::new(tm, &disk, op)?.run()
 }
 
 fn copy(tm: &Tm<'_>, disk: &Disk, snapshot: i64) -> Result<()> {

@@ -45,38 +45,63 @@ pub(super) fn delete(tm: &Tm<'_>, op: &Snap) -> Result<()> {
     let disk = open(tm, op)?;
     let home = disk.home();
     let snaps = disk.snaps(tm)?;
-    let Some(file) = snaps.file_of(op.snapshot)? else { return Ok(()) };
-    home.not_in_use()?;
+    let file = snaps.file_of(op.snapshot)?;
     if disk.format != DiskFormat::Qcow2 {
+        let Some(file) = file else { return Ok(()) };
+        home.not_in_use()?;
         tm.ready()?;
         remove::remove(&home.domain, tm.job, &[file, snaps.marker(op.snapshot)?], &tm.request)?;
         return Ok(());
     }
-    not_the_disk(&disk, &file, op.snapshot)?;
-    // Before layers are written to in place, in a way that can be run again.
+    let mut gone: Vec<_> = file.map(|f| (op.snapshot, f)).into_iter().collect();
+    gone.extend(snaps.going()?);
+    drop_all(tm, &disk, &gone)
+}
+
+/// Takes the layers of snapshots away. What builds on them is written to in place, in a way that can be run
+/// again.
+pub(super) fn drop_all(tm: &Tm<'_>, disk: &Disk, gone: &[(i64, Name)]) -> Result<()> {
+    if gone.is_empty() {
+        return Ok(());
+    }
+    disk.home().not_in_use()?;
+    for (n, file) in gone {
+        not_the_disk(disk, file, *n)?;
+    }
     tm.ready()?;
+    gone.iter().try_for_each(|(n, file)| drop_one(tm, disk, *n, file))
+}
+
+/// The same of one that nobody has open.
+pub(super) fn drop_one(tm: &Tm<'_>, disk: &Disk, n: i64, file: &Name) -> Result<()> {
     let also = match &disk.image {
         Some(image) => vec![image.name().with_suffix(".md5sum")?],
         None => Vec::new(),
     };
-    snaps.drop_snapshot(home.name(), op.snapshot, &file, &also, &tm.request)
+    disk.snaps(tm)?.drop_snapshot(disk.home().name(), n, file, &also, &tm.request)
 }
 
 /// The disk, leased, in one of the layouts that have snapshots.
 fn open(tm: &Tm<'_>, op: &Snap) -> Result<Disk> {
+    let disk = Disk::open(tm, &op.disk, Mode::Exclusive)?;
+    fits(op, &disk)?;
+    Ok(disk)
+}
+
+/// Whether the disk has such snapshots.
+pub(super) fn fits(op: &Snap, disk: &Disk) -> Result<()> {
     if op.snapshot < 0 {
         return Err(refuse(Class::Usage, format!("{} is no number of a snapshot", op.snapshot)));
     }
-    let disk = Disk::open(tm, &op.disk, Mode::Exclusive)?;
     if disk.format == DiskFormat::Qcow2 && !disk.layered() {
         let text = format!("{} is one qcow2 file without the layout of snapshots", op.disk.path);
         return Err(refuse(Class::Unsupported, text));
     }
-    Ok(disk)
+    Ok(())
 }
 
 /// A layer that is the disk's own is no snapshot.
-fn not_the_disk(disk: &Disk, file: &Name, snapshot: i64) -> Result<()> {
+pub(super) fn not_the_disk(disk: &Disk, file: &Name, snapshot: i64) -> Result<()> {
     if *file == disk.file {
         let text = format!("{file} is what the disk writes to, not snapshot {snapshot}; nothing was changed");
         return Err(refuse(Class::Integrity, text));
