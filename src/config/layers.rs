@@ -107,11 +107,19 @@ fn plain(value: &DeValue<'_>) -> Option<Value> {
     })
 }
 
-/// The entries the stock datastore.conf stands for. A file that cannot be read, a line that is no plain
-/// assignment and a value without meaning are warnings: this file is not ours to judge.
+/// The entries the stock rc files stand for. A file that cannot be read, a line that is no plain assignment and
+/// a value without meaning are warnings: these files are not ours to judge.
 pub(super) fn rc_entries(remotes: &Path, warnings: &mut Vec<String>) -> Vec<Entry> {
-    let path = remotes.join("etc/datastore/datastore.conf");
-    let text = match read(&path) {
+    let mut out = rc_file(&remotes.join("etc/datastore/datastore.conf"), datastore_conf, warnings);
+    out.extend(rc_file(&remotes.join("etc/vmm/kvm/kvmrc"), kvmrc, warnings));
+    out
+}
+
+/// A setting and its value, for a name in an rc file and its value there; `None` where that has no meaning.
+type Meaning = fn(&str, &str) -> Option<(String, Option<Value>)>;
+
+fn rc_file(path: &Path, meaning: Meaning, warnings: &mut Vec<String>) -> Vec<Entry> {
+    let text = match read(path) {
         Ok(None) => return Vec::new(),
         Ok(Some(text)) => text,
         Err(e) => {
@@ -125,22 +133,38 @@ pub(super) fn rc_entries(remotes: &Path, warnings: &mut Vec<String>) -> Vec<Entr
     }
     let mut out = Vec::new();
     for (name, (line, value)) in rc.values {
-        let Some(key) = rc_key(&name).filter(|_| !value.is_empty()) else { continue };
-        let value = Value::Text(value);
-        if key == "fs.supported" || Words::parse(&value).is_some() {
-            out.push(Entry { key, value, source: Source::File { path: path.clone(), line } });
-        } else {
-            warnings.push(format!("{} line {line}: {name} cannot be used: ignored", path.display()));
+        match meaning(&name, &value).filter(|_| !value.is_empty()) {
+            None => {}
+            Some((key, Some(value))) => {
+                out.push(Entry { key, value, source: Source::File { path: path.to_owned(), line } });
+            }
+            Some((_, None)) => {
+                warnings.push(format!("{} line {line}: {name} cannot be used: ignored", path.display()));
+            }
         }
     }
     out
 }
 
-fn rc_key(name: &str) -> Option<String> {
-    Some(match name {
-        "SUPPORTED_FS" => "fs.supported".into(),
-        other => format!("fs.options.{}", other.strip_prefix("FS_OPTS_")?.to_ascii_lowercase()),
-    })
+fn datastore_conf(name: &str, value: &str) -> Option<(String, Option<Value>)> {
+    let text = Value::Text(value.to_owned());
+    if name == "SUPPORTED_FS" {
+        return Some(("fs.supported".to_owned(), Some(text)));
+    }
+    let key = format!("fs.options.{}", name.strip_prefix("FS_OPTS_")?.to_ascii_lowercase());
+    let fits = Words::parse(&text).is_some();
+    Some((key, fits.then_some(text)))
+}
+
+fn kvmrc(name: &str, value: &str) -> Option<(String, Option<Value>)> {
+    match name {
+        "LIBVIRT_URI" => Some(("libvirt.uri".to_owned(), Some(Value::Text(value.to_owned())))),
+        "VIRSH_TIMEOUT" => {
+            let seconds = value.parse::<u32>().ok().map(|s| Value::Text(format!("{s}s")));
+            Some(("libvirt.timeout".to_owned(), seconds))
+        }
+        _ => None,
+    }
 }
 
 /// What a self-contained installation puts elsewhere: a changed default, not an order.

@@ -25,6 +25,7 @@ pub struct Settings {
     pub cancel: CancelSettings,
     pub data: DataSettings,
     pub ssh: SshSettings,
+    pub libvirt: LibvirtSettings,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,6 +119,13 @@ pub struct DataSettings {
     pub limit: Option<Bytes>,
 }
 
+#[derive(Clone, Debug)]
+pub struct LibvirtSettings {
+    pub uri: String,
+    /// For one answer.
+    pub timeout: Duration,
+}
+
 impl Settings {
     pub(super) fn of(v: &Values, env: &Env) -> Result<Settings, ConfigError> {
         let (home, auth_sock) = (env.home.clone(), env.ssh_auth_sock.clone());
@@ -163,6 +171,7 @@ impl Settings {
                 // Outside these a copy is slow or eats the host's memory.
                 limit: v.get("data.limit")?,
             },
+            libvirt: LibvirtSettings { uri: v.get("libvirt.uri")?, timeout: v.get("libvirt.timeout")? },
             ssh: SshSettings {
                 connect: v.get("ssh.connect")?,
                 silence: v.get("ssh.silence")?,
