@@ -121,6 +121,18 @@ pub fn tree() -> Command {
         .subcommand(super::install::command())
         .subcommand(super::doctor::command())
         .subcommand(super::generate::command())
+        .subcommand(super::guard::command())
+        .subcommands(for_tests())
+}
+
+#[cfg(not(feature = "failpoints"))]
+fn for_tests() -> [Command; 0] {
+    []
+}
+
+#[cfg(feature = "failpoints")]
+fn for_tests() -> [Command; 1] {
+    [super::guard::op_command()]
 }
 
 fn jobs() -> Command {

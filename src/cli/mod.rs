@@ -8,6 +8,7 @@ mod agent;
 mod args;
 mod doctor;
 mod generate;
+mod guard;
 mod install;
 mod invocation;
 mod monitord;

@@ -396,7 +396,17 @@ pub static VERBS: &[Verb] = &[
         evidence: "success: the snapshot's file exists, and for qcow2 disk.N leads to the next. Failure: disk.N leads where it led",
         run: Some(Run::Tm),
     },
-    later(Role::Tm, "snap_create_live", "make a snapshot of the disk of a running VM"),
+    Verb {
+        role: Role::Tm,
+        name: "snap_create_live",
+        variants: SSH,
+        summary: "make a snapshot of the disk of a running VM",
+        answer: "",
+        meets: Meets::Again,
+        locks: "the disk, or its image, exclusively",
+        evidence: "success: disk.N leads to the layer that the machine writes to, above the snapshot's; for raw, the snapshot's file exists. Failure: disk.N leads where it led",
+        run: Some(Run::Tm),
+    },
     Verb {
         role: Role::Tm,
         name: "snap_delete",

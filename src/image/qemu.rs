@@ -68,6 +68,8 @@ pub struct Convert<'a> {
     pub target: Target,
     /// Leave blocks of zeroes out; otherwise everything is written.
     pub sparse: bool,
+    /// The source is open in a machine that stands still.
+    pub in_use: bool,
     /// For `Target::Create`.
     pub options: &'a [(&'a str, &'a str)],
     pub progress: Option<Progress<'a>>,
@@ -75,7 +77,7 @@ pub struct Convert<'a> {
 
 impl Default for Convert<'_> {
     fn default() -> Self {
-        Convert { target: Target::Create, sparse: true, options: &[], progress: None }
+        Convert { target: Target::Create, sparse: true, in_use: false, options: &[], progress: None }
     }
 }
 
@@ -143,6 +145,7 @@ impl Qemu<'_> {
             Target::Existing => &["-n"],
             Target::Zeroed => &["-n", "--target-is-zero"],
         }));
+        args.extend(words(if how.in_use { &["-U"] } else { &[] }));
         args.extend(words(if how.sparse { &[] } else { &["-S", "0"] }));
         args.extend(words(if how.progress.is_some() { &["-p"] } else { &["-q"] }));
         if how.target == Target::Create {

@@ -98,8 +98,20 @@ pub(super) fn convert(
     ctx: &Ctx<'_>,
     job: &Job,
     keep: &[BorrowedFd<'_>],
+    files: (&Path, &Path),
+    how: Conversion,
+) -> Result<()> {
+    convert_as(ctx, job, keep, files, how, false)
+}
+
+/// The same; the source may be open in a machine that stands still.
+pub(super) fn convert_as(
+    ctx: &Ctx<'_>,
+    job: &Job,
+    keep: &[BorrowedFd<'_>],
     (src, dst): (&Path, &Path),
     how: Conversion,
+    in_use: bool,
 ) -> Result<()> {
     job.phase("converting");
     let watch = job.watch();
@@ -110,7 +122,7 @@ pub(super) fn convert(
         last = done.0;
     };
     let progress = Some(image::Progress { total: how.size, report: &mut report });
-    let args = Convert { target: Target::Create, sparse: how.sparse, options: &[], progress };
+    let args = Convert { target: Target::Create, sparse: how.sparse, in_use, options: &[], progress };
     ctx.qemu(job, keep).convert((src, how.from), (dst, how.to), args)?;
     job.method("convert");
     made(dst, how.to, how.size)

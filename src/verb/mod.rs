@@ -9,6 +9,9 @@ mod snaps;
 mod stage;
 pub mod tm;
 
+pub use tm::live::guard::{COMMAND as GUARD, Charge, charge, serve as guard};
+pub use tm::op::Follow as Watched;
+
 use crate::config::Settings;
 use crate::data::DataError;
 use crate::engine::EngineError;

@@ -16,7 +16,7 @@ use crate::config::{Config, Env};
 use crate::image;
 use crate::sdm::record::FORMAT;
 use crate::sys::Class;
-use crate::verb::refuse;
+use crate::verb::{self, refuse};
 use anyhow::{Context as _, Result};
 use clap::ArgMatches;
 use serde_json::json;
@@ -61,6 +61,9 @@ pub fn run(env: &Env, argv: Vec<OsString>) -> Result<u8> {
         }
         Some(("generate", m)) => return super::generate::run(m),
         Some(("agent", m)) => return super::agent::run(env, m),
+        Some((verb::GUARD, _)) => return super::guard::run(env),
+        #[cfg(feature = "failpoints")]
+        Some(("op", _)) => return super::guard::perform_one(env, set, job.as_deref()),
         Some(("image", m)) => return probe(m, json),
         Some(("config", m)) if m.subcommand_name() == Some("defaults") => {
             render::print(Config::documentation())?;

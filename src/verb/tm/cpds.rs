@@ -1,10 +1,10 @@
 //! `cpds`: what a disk is, or was in a snapshot, becomes the content of an image. *Again*: what is there is
-//! kept aside. The disk is not in use; saving a running machine's disk is another matter.
+//! kept aside. The disk is not in use, or a snapshot is meant; see `live` for what a running machine's disk is now.
 
 use super::disk::Disk;
 use super::op::Cpds;
 use super::place::Spot;
-use super::{DiskFormat, Tm};
+use super::{DiskFormat, Tm, live};
 use crate::data::Sparse;
 use crate::image::{self, Format};
 use crate::lock::Mode;
@@ -14,9 +14,8 @@ use crate::verb::refuse;
 use anyhow::Result;
 
 pub(super) fn run(tm: &Tm<'_>, op: &Cpds) -> Result<()> {
-    if op.live {
-        let text = "saving the disk of a running VM is not supported yet; power it off first";
-        return Err(refuse(Class::Unsupported, text));
+    if let Some(machine) = op.live.as_ref().filter(|_| op.snapshot.is_none()) {
+        return live::save(tm, op, machine);
     }
     if let Some(image) = &op.disk.image
         && Spot::image(tm.ctx, image)? == Spot::image(tm.ctx, &op.target)?
@@ -34,7 +33,10 @@ pub(super) fn run(tm: &Tm<'_>, op: &Cpds) -> Result<()> {
         None => disk.file.clone(),
         Some(n) => snaps.there(n)?,
     };
-    disk.home().not_in_use()?;
+    // Below what a machine writes to nothing changes.
+    if op.live.is_none() {
+        disk.home().not_in_use()?;
+    }
     let path = disk.home().path(&file)?;
     let mut work = tm.begin(&target)?;
     let slab = if disk.format == DiskFormat::Qcow2 {

@@ -8,6 +8,7 @@ mod cpds;
 mod delete;
 mod disk;
 pub mod front;
+pub mod live;
 mod ln;
 mod make;
 mod marker;
@@ -29,7 +30,7 @@ mod snap;
 mod tests;
 mod tree;
 
-pub use op::{Answer, DiskFormat, Marker, Op, perform};
+pub use op::{Answer, DiskFormat, Freeze, Machine, Marker, Op, perform};
 pub use serve::Server;
 
 use super::{Ctx, hold};

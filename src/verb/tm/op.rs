@@ -2,8 +2,8 @@
 //! OpenNebula's documents. Paths are absolute and as this host sees them.
 
 use super::{
-    Tm, clone, cpds, delete, ln, make, meet, monitor, mv, mvds, private, put, receive, resize, retire, send,
-    snap,
+    Tm, clone, cpds, delete, live, ln, make, meet, monitor, mv, mvds, private, put, receive, resize, retire,
+    send, snap,
 };
 use crate::lock::JobId;
 use crate::sdm::Job;
@@ -43,6 +43,12 @@ pub enum Op {
     SnapRevert(Snap),
     /// *State*.
     SnapDelete(Snap),
+    /// The same of a machine that runs (state 57). *Again*.
+    SnapCreateLive(SnapLive),
+    /// The same of a machine that runs (state 59). *State*.
+    SnapDeleteLive(SnapLive),
+    /// A disk's link leads to what its running machine writes to: ends what a crash left. *State*.
+    Follow(Follow),
     /// Grows a disk. *State*.
     Resize(Resize),
     /// Gives data to the peer. Changes nothing.
@@ -82,6 +88,35 @@ impl Disk {
     fn paths(&self) -> impl Iterator<Item = &str> {
         [self.path.as_str()].into_iter().chain(self.image.as_deref())
     }
+}
+
+/// A disk of a machine that runs on this host, as libvirt knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// `LIBVIRT_URI` of kvmrc.
+    pub uri: String,
+    /// The VM's `DEPLOY_ID`.
+    pub domain: String,
+    /// The disk's `TARGET`.
+    pub target: String,
+    /// `VIRSH_TIMEOUT` of kvmrc, in seconds: for one answer, not for moving data.
+    pub timeout: u64,
+    #[serde(default)]
+    pub freeze: Freeze,
+}
+
+/// How a moment is made at which the disk is whole. The machine is suspended for it in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Freeze {
+    /// The guest's agent flushes its file systems first where it answers.
+    #[default]
+    Try,
+    /// It has to.
+    Agent,
+    /// It is not asked.
+    Suspend,
 }
 
 /// The text by which host probes find a system datastore that is local to its host.
@@ -180,7 +215,8 @@ pub struct Cpds {
     /// The name that `mkfs` gave for `save_as`.
     pub target: String,
     /// The VM runs (state 26).
-    pub live: bool,
+    #[serde(default)]
+    pub live: Option<Machine>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -203,6 +239,20 @@ pub struct Mv {
 pub struct Snap {
     pub disk: Disk,
     pub snapshot: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapLive {
+    pub snap: Snap,
+    pub machine: Machine,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Follow {
+    pub disk: Disk,
+    pub machine: Machine,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -358,6 +408,8 @@ impl Op {
             Op::Mvds(o) => &o.disk.path,
             Op::Mv(o) => &o.from,
             Op::SnapCreate(o) | Op::SnapRevert(o) | Op::SnapDelete(o) => &o.disk.path,
+            Op::SnapCreateLive(o) | Op::SnapDeleteLive(o) => &o.snap.disk.path,
+            Op::Follow(o) => &o.disk.path,
             Op::Resize(o) => &o.disk.path,
             Op::Monitor(o) => &o.dir,
             Op::Send(o) => o.what.path(),
@@ -382,6 +434,8 @@ impl Op {
             Op::Mvds(o) => o.disk.paths().chain([o.target.as_str()]).collect(),
             Op::Mv(o) => vec![&o.from, &o.to],
             Op::SnapCreate(o) | Op::SnapRevert(o) | Op::SnapDelete(o) => o.disk.paths().collect(),
+            Op::SnapCreateLive(o) | Op::SnapDeleteLive(o) => o.snap.disk.paths().collect(),
+            Op::Follow(o) => o.disk.paths().collect(),
             Op::Resize(o) => o.disk.paths().collect(),
             Op::Monitor(o) => vec![&o.dir],
             Op::Send(o) => o.what.paths(),
@@ -416,6 +470,13 @@ impl Op {
             Op::SnapCreate(o) => format!("making snapshot {} of {}", o.snapshot, o.disk.path),
             Op::SnapRevert(o) => format!("reverting {} to snapshot {}", o.disk.path, o.snapshot),
             Op::SnapDelete(o) => format!("deleting snapshot {} of {}", o.snapshot, o.disk.path),
+            Op::SnapCreateLive(o) => {
+                format!("making snapshot {} of {}, which is running", o.snap.snapshot, o.snap.disk.path)
+            }
+            Op::SnapDeleteLive(o) => {
+                format!("deleting snapshot {} of {}, which is running", o.snap.snapshot, o.snap.disk.path)
+            }
+            Op::Follow(o) => format!("looking after {}", o.disk.path),
             Op::Resize(o) => format!("growing {} to {} MiB", o.disk.path, o.size_mib),
             Op::Monitor(o) => format!("looking at {}", o.dir),
             Op::Send(_) => format!("sending {}", self.object()),
@@ -446,6 +507,9 @@ pub fn perform(op: &Op, ctx: &Ctx<'_>, job: &Job) -> Result<Answer> {
         Op::SnapCreate(o) => snap::create::run(&tm, o),
         Op::SnapRevert(o) => snap::revert(&tm, o),
         Op::SnapDelete(o) => snap::delete(&tm, o),
+        Op::SnapCreateLive(o) => live::create(&tm, o),
+        Op::SnapDeleteLive(o) => live::delete(&tm, o),
+        Op::Follow(o) => live::follow(&tm, o),
         Op::Resize(o) => resize::run(&tm, o),
         Op::Receive(o) => receive::run(&tm, o),
         Op::Retire(o) => retire::run(&tm, o),
@@ -466,6 +530,8 @@ mod tests {
 
     #[test]
     fn an_operation_survives_its_text_and_unknown_fields_are_refused() {
+        let (uri, domain, target) = ("qemu:///system".into(), "one-0".into(), "vda".into());
+        let machine = Machine { uri, domain, target, timeout: 60, freeze: Freeze::Agent };
         let disk = || Disk { path: "/d/1/0/disk.0".into(), image: None, format: DiskFormat::Qcow2 };
         let ops = [
             Op::Clone(Clone {
@@ -479,6 +545,7 @@ mod tests {
                 marker: Marker::Write("ssh".into()),
             }),
             Op::SnapDelete(Snap { disk: disk(), snapshot: 3 }),
+            Op::SnapDeleteLive(SnapLive { snap: Snap { disk: disk(), snapshot: 3 }, machine }),
             Op::Monitor(Monitor { dir: "/d/1".into(), vms: true }),
         ];
         for op in ops {

@@ -20,6 +20,7 @@ use crate::sys::fs::{self, Dir};
 use crate::sys::{Bytes, Class, copy as calls};
 use crate::verb::fill::{self, admit};
 use crate::verb::refuse;
+use crate::verb::snaps::GOING;
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;

@@ -24,7 +24,7 @@ use crate::sys::Class;
 use crate::sys::fs::{Dir, Kind};
 use crate::verb::fill::{self, Conversion, disk_size};
 use crate::verb::refuse;
-use crate::verb::snaps::Snaps;
+use crate::verb::snaps::{Snaps, marker_text};
 use anyhow::{Context as _, Result};
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt as _;

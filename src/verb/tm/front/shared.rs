@@ -28,12 +28,12 @@ pub(super) fn run(front: &Front<'_>, verb: &str, ssh: bool, call: TmCall) -> Res
         TmCall::Mkimage(c) => of.mkimage(&c),
         TmCall::Mkswap(c) => of.mkswap(&c),
         TmCall::SnapCreate(c) => of.snap(&c, Op::SnapCreate),
-        TmCall::SnapDelete(c) => of.snap(&c, Op::SnapDelete),
+        TmCall::SnapDelete(c) => of.snap_delete(&c),
         TmCall::SnapRevert(c) => of.snap(&c, Op::SnapRevert),
         TmCall::Resize(c) => of.resize(&c),
-        // Snapshots of a running VM are hooked in here.
-        TmCall::SnapCreateLive(_)
-        | TmCall::Context(_)
+        TmCall::SnapCreateLive(c) => of.snap_live(&c, &*of.vm(c.object)?, Op::SnapCreateLive),
+        // Done before it is known whose disk it is.
+        TmCall::Context(_)
         | TmCall::Monitor(_)
         | TmCall::MonitorDs(_)
         | TmCall::Premigrate(_)
@@ -184,7 +184,7 @@ impl Of<'_> {
             disk: self.disk(&vm, &c.disk)?,
             snapshot: c.snapshot.map(i64::from),
             target: as_seen(&c.disk, &c.image.path)?,
-            live: live && c.snapshot.is_none(),
+            live: if live { Some(self.machine(&vm, &c.disk)?) } else { None },
         };
         self.ask(&c.disk, &Op::Cpds(op))
     }
@@ -222,10 +222,41 @@ impl Of<'_> {
         self.ask(disk, &Op::MakeSwap(op))
     }
 
-    /// In state 59 the VM runs; a disk that it has open is refused by the host until that is done live.
     fn snap(&self, c: &Snap, op: fn(op::Snap) -> Op) -> Result<String> {
         let disk = self.disk(&*self.vm(c.object)?, &c.disk)?;
         self.ask(&c.disk, &op(op::Snap { disk, snapshot: c.snapshot.into() }))
+    }
+
+    fn snap_delete(&self, c: &Snap) -> Result<String> {
+        let vm = self.vm(c.object)?;
+        if vm.in_lcm(&[lcm::DISK_SNAPSHOT_DELETE]) {
+            return self.snap_live(c, &vm, Op::SnapDeleteLive);
+        }
+        self.snap(c, Op::SnapDelete)
+    }
+
+    fn snap_live(&self, c: &Snap, vm: &Vm, op: fn(op::SnapLive) -> Op) -> Result<String> {
+        let snap = op::Snap { disk: self.disk(vm, &c.disk)?, snapshot: c.snapshot.into() };
+        self.ask(&c.disk, &op(op::SnapLive { snap, machine: self.machine(vm, &c.disk)? }))
+    }
+
+    /// The running machine, as its host's libvirt knows it.
+    fn machine(&self, vm: &Vm, at: &VmPath) -> Result<op::Machine> {
+        let disk = vm.need_disk(at.disk_id().unwrap_or_default())?;
+        let missing = |what: &str| {
+            refuse(
+                Class::Usage,
+                format!("the document of VM {} has no {what} of its disk {}", vm.id, disk.id),
+            )
+        };
+        let libvirt = &self.front.settings.libvirt;
+        Ok(op::Machine {
+            uri: libvirt.uri.clone(),
+            domain: vm.deploy_id.clone().ok_or_else(|| missing("DEPLOY_ID"))?,
+            target: disk.target.clone().ok_or_else(|| missing("TARGET"))?,
+            timeout: libvirt.timeout.as_secs(),
+            freeze: op::Freeze::Try,
+        })
     }
 
     fn resize(&self, c: &Resize) -> Result<String> {

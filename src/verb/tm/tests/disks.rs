@@ -46,10 +46,7 @@ fn a_snapshot_that_leads_elsewhere_is_nobodys() {
     bed.refused(&Op::SnapRevert(op.clone()), Class::Refused);
     bed.refused(&Op::SnapDelete(op.clone()), Class::Refused);
     let target = bed.text("100/t");
-    bed.refused(
-        &Op::Cpds(op::Cpds { disk: op.disk, snapshot: Some(0), target, live: false }),
-        Class::Refused,
-    );
+    bed.refused(&Op::Cpds(op::Cpds { disk: op.disk, snapshot: Some(0), target, live: None }), Class::Refused);
 }
 
 #[test]
@@ -58,22 +55,21 @@ fn a_disk_or_a_snapshot_is_saved_as_an_image() {
         let bed = with_disk(format, persistent);
         bed.ok(&Op::SnapCreate(snap(&bed, IMG, format, 0)));
         bed.write("101/7/disk.0", 0, 'x');
-        let cpds = |snapshot, target: &str, live| {
+        let cpds = |snapshot, target: &str| {
             let disk = disk(&bed, "101/7/disk.0", IMG, format);
-            Op::Cpds(op::Cpds { disk, snapshot, target: bed.text(target), live })
+            Op::Cpds(op::Cpds { disk, snapshot, target: bed.text(target), live: None })
         };
         for (snapshot, says) in [(None, "xB"), (Some(0), "AB"), (None, "xB")] {
-            bed.ok(&cpds(snapshot, "100/saved", false));
+            bed.ok(&cpds(snapshot, "100/saved"));
             assert_eq!(bed.says("100/saved"), says, "{format:?} {persistent}");
         }
         if format == Qcow2 {
             assert_eq!(bed.backing("100/saved"), None, "it needs nothing else");
         }
-        bed.refused(&cpds(None, "100/saved", true), Class::Unsupported);
-        bed.refused(&cpds(Some(9), "100/saved", false), Class::NotFound);
-        bed.refused(&cpds(Some(0), "100/img", false), Class::Refused);
+        bed.refused(&cpds(Some(9), "100/saved"), Class::NotFound);
+        bed.refused(&cpds(Some(0), "100/img"), Class::Refused);
         if persistent {
-            bed.ok(&cpds(None, "100/img", false));
+            bed.ok(&cpds(None, "100/img"));
         }
         bed.collect();
     }

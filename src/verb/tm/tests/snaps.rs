@@ -156,7 +156,7 @@ fn a_current_file_is_followed_and_never_deleted_by_its_number() {
         bed.refused(&Op::SnapRevert(op(1)), Class::NotFound);
         bed.write("101/7/disk.0", 3, 'x');
         let cpds =
-            op::Cpds { disk: op(2).disk, snapshot: Some(2), target: bed.text("100/saved"), live: false };
+            op::Cpds { disk: op(2).disk, snapshot: Some(2), target: bed.text("100/saved"), live: None };
         bed.ok(&Op::Cpds(cpds));
         assert_eq!(bed.says("100/saved"), "AB2");
         bed.ok(&Op::SnapRevert(op(2)));
@@ -237,7 +237,7 @@ fn a_disk_that_a_machine_has_open_is_left_alone() {
                 disk: op.disk.clone(),
                 snapshot: None,
                 target: bed.text("100/t"),
-                live: false,
+                live: None,
             }),
         ] {
             bed.refused(&busy, Class::InUse);

@@ -115,7 +115,7 @@ fn two_places(b: &Bed) {
 
 fn save(b: &Bed, format: DiskFormat) -> Op {
     let disk = disk(b, "101/7/disk.0", Some("100/img"), format);
-    Op::Cpds(op::Cpds { disk, snapshot: None, target: b.text("100/saved"), live: false })
+    Op::Cpds(op::Cpds { disk, snapshot: None, target: b.text("100/saved"), live: None })
 }
 
 fn receive(into: op::Into) -> Op {

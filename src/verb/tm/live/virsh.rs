@@ -1,0 +1,197 @@
+//! `virsh` for one machine, by argument vector. What it says is libvirt's, and may be anything.
+
+use super::super::Tm;
+use super::super::op::Machine;
+use super::drives::{Drive, drives};
+use crate::sys::tool::Run;
+use crate::sys::{Cancel, Class, Tool, ToolError, Tools};
+use crate::verb::{MOVING, refuse};
+use anyhow::{Context as _, Result};
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::time::Duration;
+
+pub(super) struct Virsh<'a> {
+    pub tools: &'a Tools,
+    pub cancel: &'a Cancel,
+    pub machine: &'a Machine,
+}
+
+/// Whether a machine's processors run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Running,
+    /// By somebody who asked for it.
+    Paused,
+    /// Off, or something else that has no disks to work with.
+    Other,
+}
+
+/// Refuses what `virsh` could take for an option, or for more than one word.
+fn word(what: &str, text: &str) -> Result<()> {
+    let first = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    if first && text.len() < 256 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+        return Ok(());
+    }
+    Err(refuse(Class::Usage, format!("{text:?} is no {what}; nothing was changed")))
+}
+
+impl<'a> Virsh<'a> {
+    pub fn new(tm: &Tm<'a>, machine: &'a Machine, cancel: &'a Cancel) -> Virsh<'a> {
+        Virsh { tools: tm.ctx.tools, cancel, machine }
+    }
+
+    /// Whether the machine can be named at all.
+    pub fn sound(&self) -> Result<()> {
+        word("name of a machine", &self.machine.domain)?;
+        word("target of a disk", &self.machine.target)?;
+        let uri = &self.machine.uri;
+        if uri.is_empty() || uri.chars().any(char::is_control) {
+            return Err(refuse(Class::Usage, format!("{uri:?} is no libvirt URI (LIBVIRT_URI of kvmrc)")));
+        }
+        Ok(())
+    }
+
+    pub fn timeout(&self) -> Duration {
+        Duration::from_secs(self.machine.timeout.clamp(1, 3600))
+    }
+
+    fn call(&self, command: &str, args: &[&OsStr], deadline: Duration) -> Result<String, ToolError> {
+        let mut uri = OsString::from("--connect=");
+        uri.push(&self.machine.uri);
+        let domain: &OsStr = self.machine.domain.as_ref();
+        let mut all =
+            vec![uri.as_os_str(), "--quiet".as_ref(), command.as_ref(), "--domain".as_ref(), domain];
+        all.extend(args);
+        let out = self.tools.run(Tool::Virsh, &all, Run::new(deadline, self.cancel))?;
+        if out.stdout_cut {
+            let source = std::io::Error::other("more than 1 MiB");
+            return Err(ToolError::Io { tool: Tool::Virsh, what: "reading its output", source });
+        }
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
+    fn ask(&self, command: &str, args: &[&str], deadline: Duration) -> Result<String, ToolError> {
+        let args: Vec<&OsStr> = args.iter().map(OsStr::new).collect();
+        self.call(command, &args, deadline)
+    }
+
+    fn about(&self, what: &str) -> String {
+        format!("{what} machine {}", self.machine.domain)
+    }
+
+    /// A machine that libvirt does not know is off.
+    pub fn state(&self) -> Result<State> {
+        let said = match self.ask("domstate", &[], self.timeout()) {
+            Err(e) if is_unknown(&e) => return Ok(State::Other),
+            said => said.with_context(|| self.about("asking for the state of"))?,
+        };
+        Ok(match said.trim() {
+            "running" | "idle" | "no state" => State::Running,
+            "paused" => State::Paused,
+            _ => State::Other,
+        })
+    }
+
+    /// The machine's disks; `None` when it does not run here.
+    pub fn drives(&self) -> Result<Option<Vec<Drive>>> {
+        match self.ask("dumpxml", &[], self.timeout()) {
+            Err(e) if is_unknown(&e) => Ok(None),
+            said => drives(&said.with_context(|| self.about("asking for the disks of"))?),
+        }
+    }
+
+    pub fn suspend(&self) -> Result<()> {
+        self.ask("suspend", &[], self.timeout()).map(drop).with_context(|| self.about("suspending"))
+    }
+
+    pub fn resume(&self) -> Result<()> {
+        self.ask("resume", &[], self.timeout()).map(drop).with_context(|| self.about("resuming"))
+    }
+
+    pub fn freeze(&self) -> Result<(), ToolError> {
+        self.ask("domfsfreeze", &[], self.timeout()).map(drop)
+    }
+
+    pub fn thaw(&self) -> Result<(), ToolError> {
+        self.ask("domfsthaw", &[], self.timeout()).map(drop)
+    }
+
+    /// The disk goes on in `layer`, which is there and empty; `others` are the machine's other disks.
+    pub fn switch(&self, name: &str, layer: &Path, others: &[&str]) -> Result<(), ToolError> {
+        // A comma in a value is written twice.
+        let mut spec =
+            OsString::from(format!("{},snapshot=external,driver=qcow2,file=", self.machine.target));
+        spec.push(layer.to_string_lossy().replace(',', ",,"));
+        let others: Vec<OsString> = others.iter().map(|t| format!("{t},snapshot=no").into()).collect();
+        let mut args: Vec<&OsStr> =
+            ["--name", name, "--disk-only", "--atomic", "--no-metadata", "--reuse-external"]
+                .map(OsStr::new)
+                .into();
+        for spec in others.iter().chain([&spec]) {
+            args.extend([OsStr::new("--diskspec"), spec]);
+        }
+        self.call("snapshot-create-as", &args, self.timeout()).map(drop)
+    }
+
+    /// What lies between the disk and `base` goes up into the disk; without a base, all.
+    pub fn pull(&self, base: Option<&str>, relative: bool) -> Result<(), ToolError> {
+        let mut args = vec!["--path", &self.machine.target, "--wait"];
+        args.extend(base.into_iter().flat_map(|b| ["--base", b]));
+        args.extend(relative.then_some("--keep-relative"));
+        self.ask("blockpull", &args, MOVING).map(drop)
+    }
+
+    /// The layer `top` goes down into the one below it, `base`.
+    pub fn commit(&self, top: &str, base: &str, relative: bool) -> Result<(), ToolError> {
+        let mut args = vec!["--path", &self.machine.target, "--wait", "--top", top, "--base", base];
+        args.extend(relative.then_some("--keep-relative"));
+        self.ask("blockcommit", &args, MOVING).map(drop)
+    }
+
+    /// Everything is copied into `dest`, and from then on what the machine writes goes there, too.
+    pub fn mirror(&self, dest: &Path, format: &str) -> Result<(), ToolError> {
+        let start = ["--path", &self.machine.target, "--dest"].map(OsStr::new);
+        let rest = ["--format", format, "--reuse-external", "--transient-job", "--wait"].map(OsStr::new);
+        let args: Vec<&OsStr> = start.into_iter().chain([dest.as_os_str()]).chain(rest).collect();
+        self.call("blockcopy", &args, MOVING).map(drop)
+    }
+
+    /// Ends the disk's block job. A mirror that has caught up is complete then, and of this moment.
+    pub fn end_job(&self) -> Result<(), ToolError> {
+        self.ask("blockjob", &["--path", &self.machine.target, "--abort"], self.timeout()).map(drop)
+    }
+
+    /// The kind of block job that works on the disk, if one does.
+    pub fn job(&self) -> Result<Option<String>> {
+        let said = self.ask("blockjob", &["--path", &self.machine.target, "--info", "--raw"], self.timeout());
+        let said = said.with_context(|| self.about("asking for block jobs of"))?;
+        let kind = said.lines().find_map(|l| l.trim().strip_prefix("type="));
+        Ok(kind.map(|k| k.trim().to_owned()))
+    }
+}
+
+/// Whether libvirt knows of no such machine: it is off.
+fn is_unknown(e: &ToolError) -> bool {
+    matches!(e, ToolError::Failed { stderr, .. } if stderr.contains("failed to get domain"))
+}
+
+/// Whether the request reached its end: libvirt answered that it failed.
+pub(super) fn is_answer(e: &ToolError) -> bool {
+    matches!(e, ToolError::Failed { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_be_an_option_is_no_name() {
+        for bad in ["", "-x", "--all", "a b", "a\nb", "a/b", "a;b", "\u{e4}"] {
+            assert!(word("name", bad).is_err(), "{bad:?}");
+        }
+        for good in ["one-7", "vda", "7f6b2c1e-0000-4000-8000-000000000001"] {
+            word("name", good).unwrap();
+        }
+    }
+}
