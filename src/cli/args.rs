@@ -158,13 +158,36 @@ fn domain() -> Command {
         "domain",
         "storage domains",
         [
-            Command::new("init").about("make a directory a storage domain").arg(one_domain()),
+            Command::new("init")
+                .about("make a directory a storage domain")
+                .arg(
+                    arg(
+                        "lock",
+                        "what keeps its users apart: ofd (the default), or sanlock for several hosts",
+                    )
+                    .value_name("KIND")
+                    .value_parser(["ofd", "sanlock"]),
+                )
+                .arg(one_domain()),
             Command::new("list").about("domains this host knows"),
             Command::new("show").about("one domain and what its storage can do").arg(one_domain()),
             Command::new("adopt")
                 .about("say that a copied or restored domain is the real one")
                 .arg(flag("new-id", "the original lives on: this copy becomes a domain of its own"))
                 .arg(one_domain()),
+            Command::new("join")
+                .about(
+                    "make this host a member of domains with sanlock's locks; all of them when none is given",
+                )
+                .arg(
+                    arg("host-id", "this host's number, from 1; setting sanlock.host_id")
+                        .value_name("N")
+                        .value_parser(value_parser!(u32)),
+                )
+                .arg(domains()),
+            Command::new("leave")
+                .about("end this host's membership; refused while a job of this host holds a lock")
+                .arg(domains()),
             Command::new("remove")
                 .about("take our area out of a directory; refuses while there is work or garbage")
                 .arg(one_domain()),

@@ -2,17 +2,17 @@
 //! place that chooses implementations.
 
 use super::invocation::Invocation;
-use super::render;
 use super::table::{Meets, Run, Verb};
+use super::{admin, render};
 use crate::config::{Config, Env, Inputs, Paths};
 use crate::host::{self, Handler, Hosts, Program};
-use crate::lock::JobId;
+use crate::lock::{JobId, sanlock};
 use crate::obs::journal;
 use crate::obs::jsonl::Log;
 use crate::one::{self, DsCall, DsDump, DsRequest, Migrate, RpcOptions, TmCall};
 use crate::sdm::job::{Topic, Waits};
 use crate::sdm::work::text;
-use crate::sdm::{Job, Jobs, SdmError, gc, known};
+use crate::sdm::{Domain, Job, Jobs, SdmError, gc, known};
 use crate::sys::{Cancel, Class, Tool, Tools, driver, signal, user};
 use crate::verb::tm::front::{self, Driver, Front};
 use crate::verb::tm::serve::Server;
@@ -44,6 +44,7 @@ impl World {
         let cancel = Cancel::default();
         signal::on_stop(&cancel, s.cancel.grace, Class::Cancelled.status())
             .context("watching for signals")?;
+        sanlock::on_lost(|why| render::log("ERROR", "onesdm", why));
         let log = |path: PathBuf| Log { path, max_size: s.log.max_size.0, keep: s.log.keep };
         let jobs = Jobs {
             run: paths.run.join("job"),
@@ -90,7 +91,9 @@ impl World {
         let open = |dir: &Path, ds: i64| {
             let what = || dir.display().to_string();
             user::become_owner(dir).map_err(|source| SdmError::Io { what: what(), source })?;
-            known::open(&self.paths.state, Some(&ds.to_string()), dir)
+            let d = known::open(&self.paths.state, Some(&ds.to_string()), dir)?;
+            self.join(&d);
+            Ok(d)
         };
         let (tools, jobs, ready) = (&self.tools, &self.jobs, &|| Ok(()));
         let peer = None;
@@ -128,6 +131,19 @@ impl World {
                 job.fail(verb::class_of(&e), &verb::one_line(&e));
                 Err(e)
             }
+        }
+    }
+
+    /// A member where the settings say which: a datastore may be newer than this host's last boot. What
+    /// comes of it shows when the first lock is taken.
+    fn join(&self, d: &Domain) {
+        let id = self.config.settings.sanlock.host_id;
+        let Ok(Some(locks)) = d.sanlock() else { return };
+        if id != 0
+            && matches!(locks.membership(), Ok(None))
+            && let Err(e) = admin::join(self, &locks, &d.place, id)
+        {
+            render::log("WARN", "domain", &verb::one_line(&e));
         }
     }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 pub struct Settings {
     pub paths: Paths,
     pub lock: LockSettings,
+    pub sanlock: SanlockSettings,
     pub trash_keep: Duration,
     pub job: JobSettings,
     pub log: LogSettings,
@@ -61,6 +62,14 @@ impl Paths {
 #[derive(Clone, Debug)]
 pub struct LockSettings {
     pub wait: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct SanlockSettings {
+    /// 0: none.
+    pub host_id: u32,
+    pub io_timeout: Duration,
+    pub without_watchdog: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -151,6 +160,11 @@ impl Settings {
                 home,
             },
             lock: LockSettings { wait: v.get("lock.wait")? },
+            sanlock: SanlockSettings {
+                host_id: v.get("sanlock.host_id")?,
+                io_timeout: v.get("sanlock.io_timeout")?,
+                without_watchdog: v.get("sanlock.without_watchdog")?,
+            },
             trash_keep: v.get("trash.keep")?,
             job: JobSettings { done_max: v.get("job.done_max")?, done_days: v.get("job.done_days")? },
             log: LogSettings { max_size: v.get("log.max_size")?, keep: v.get("log.keep")? },

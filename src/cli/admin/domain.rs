@@ -53,16 +53,21 @@ pub fn named(w: &World, m: &ArgMatches, arg: &str) -> Result<Vec<Domain>> {
 
 pub fn run(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     let Some((verb, m)) = m.subcommand() else { return Ok(Class::Usage.status()) };
-    if verb == "list" {
-        return list(w, as_json);
+    match verb {
+        "list" => return list(w, as_json),
+        "join" | "leave" => return super::member::run(w, m, verb == "join", as_json),
+        _ => {}
     }
     let arg = m.get_one::<OsString>("domain").cloned().unwrap_or_default();
     let path = path_of(w, &arg)?;
     user::become_owner(&path).with_context(|| format!("becoming the owner of {}", path.display()))?;
     match verb {
         "init" => {
-            let d = Domain::init_dir(&path).with_context(|| format!("making {} a domain", path.display()))?;
-            tell(as_json, &d)
+            let d = match m.get_one::<String>("lock") {
+                Some(kind) => Domain::init_dir_with(&path, kind),
+                None => Domain::init_dir(&path),
+            };
+            tell(as_json, &d.with_context(|| format!("making {} a domain", path.display()))?)
         }
         "show" => show(&path, as_json),
         "adopt" => {
@@ -128,13 +133,20 @@ pub fn capabilities(d: &Domain) -> Result<Capabilities> {
 fn show(path: &Path, as_json: bool) -> Result<u8> {
     let d = Domain::inspect(path)?;
     let usable = d.usable();
-    let caps = if usable.is_ok() { to_value(capabilities(&d)?)? } else { serde_json::Value::Null };
+    let locks = d.sanlock()?;
+    // What the storage can do is found under a lock.
+    let joined = locks.as_ref().is_none_or(|l| matches!(l.membership(), Ok(Some(_))));
+    let caps = if usable.is_ok() && joined { to_value(capabilities(&d)?)? } else { serde_json::Value::Null };
     let usage = d.engine.usage()?;
-    let state = usable.err().map_or("ok".to_owned(), |e| e.to_string());
+    let members = locks.map(|l| l.members().unwrap_or_default());
+    let state = usable.err().map_or_else(
+        || if joined { "ok" } else { "this host has not joined (`onesdm domain join`)" }.to_owned(),
+        |e| e.to_string(),
+    );
     if as_json {
         let header = to_value(&d.header)?;
         render::json(
-            &json!({ "place": d.place, "header": header, "state": state, "usage": usage, "capabilities": caps }),
+            &json!({ "place": d.place, "header": header, "state": state, "usage": usage, "capabilities": caps, "members": members }),
         )?;
         return Ok(0);
     }
@@ -144,6 +156,9 @@ fn show(path: &Path, as_json: bool) -> Result<u8> {
         h.id, d.place, h.format, h.engine, h.lock, h.created
     );
     text += &format!("space     {} free of {}\n", usage.free, usage.total);
+    for m in members.into_iter().flatten() {
+        text += &format!("member    {} {}, {}, joined {}\n", m.host_id, m.host, m.state, m.since);
+    }
     if let Some(caps) = caps.as_object() {
         let can: Vec<&str> =
             caps.iter().filter(|(_, v)| **v == json!(true)).map(|(k, _)| k.as_str()).collect();
@@ -165,7 +180,21 @@ fn remove(w: &World, path: &Path, as_json: bool) -> Result<u8> {
         );
         return Err(refuse(Class::Refused, text));
     }
-    let lock = crate::lock::domain_lock(&*d.locks, w.jobs.waits.lock, &w.jobs.cancel)?;
+    let mut lock = Some(crate::lock::domain_lock(&*d.locks, w.jobs.waits.lock, &w.jobs.cancel)?);
+    if let Some(locks) = d.sanlock()? {
+        let us = locks.membership()?;
+        let others = locks.members()?.into_iter().filter(|m| Some(m.host_id) != us && m.state != "left");
+        if let Some(m) = others.into_iter().next() {
+            let text = format!(
+                "{}: host {} ({}) is a member; `onesdm domain leave` there first",
+                d.place, m.host_id, m.host
+            );
+            return Err(refuse(Class::Refused, text));
+        }
+        // A lease cannot be given back in a file that is gone.
+        drop(lock.take());
+        locks.leave()?;
+    }
     let root = Dir::open(path).context("opening the directory")?;
     root.remove_tree(OsStr::new(crate::engine::file::AREA)).context("removing the area")?;
     root.sync().context("flushing the directory")?;
@@ -194,6 +223,15 @@ pub fn locks(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     let mut rows = Vec::new();
     let mut docs = Vec::new();
     for domain in named(w, m, "domain")? {
+        if let Some(holders) = domain.locks.holders()? {
+            for h in holders {
+                rows.push(vec![domain.place.clone(), h.what.clone(), h.to_string()]);
+                docs.push(
+                    json!({ "domain": domain.place, "lease": h.what, "holder": h.to_string(), "by": h }),
+                );
+            }
+            continue;
+        }
         let mut add = |what: String, who: String| {
             docs.push(json!({ "domain": domain.place, "lease": what, "holder": who }));
             rows.push(vec![domain.place.clone(), what, who]);

@@ -5,9 +5,11 @@ mod ds;
 mod event;
 mod garbage;
 mod job;
+mod member;
 
 pub use domain::{capabilities, path_of};
 pub use garbage::all_known;
+pub use member::join;
 
 use super::invocation::Invocation;
 use super::world::World;

@@ -2,6 +2,7 @@
 //! and in the files beside; judging what was seen is in functions that look at nothing.
 
 mod host;
+mod leases;
 mod mounts;
 mod remotes;
 mod store;
@@ -151,7 +152,8 @@ fn look(w: &World, m: &ArgMatches, found: &mut Vec<Finding>) -> Result<()> {
     for path in paths {
         let known = known.iter().find(|(_, k)| k.path == path).map(|(_, k)| k.clone());
         let (policy, table, p) = (w.gc_policy(), table.clone(), path.clone());
-        let answer = within(PATIENCE, move || store::look(&p, known.as_ref(), &policy, &table));
+        let without = w.config.settings.sanlock.without_watchdog;
+        let answer = within(PATIENCE, move || store::look(&p, known.as_ref(), &policy, &table, without));
         found.extend(answer.unwrap_or_else(|| vec![store::hangs(&path)]));
     }
     Ok(())

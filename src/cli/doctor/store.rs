@@ -2,7 +2,7 @@
 
 use super::host::Account;
 use super::mounts::{self, Mount};
-use super::{Finding, PATIENCE};
+use super::{Finding, PATIENCE, leases};
 use crate::cli::admin::capabilities;
 use crate::engine::file::AREA;
 use crate::engine::{Capabilities, Usage};
@@ -34,7 +34,13 @@ pub fn hangs(path: &Path) -> Finding {
 }
 
 /// Everything about one datastore. Writes only a staging area in it that is removed again.
-pub fn look(path: &Path, known: Option<&Known>, policy: &gc::Policy, table: &[Mount]) -> Vec<Finding> {
+pub fn look(
+    path: &Path,
+    known: Option<&Known>,
+    policy: &gc::Policy,
+    table: &[Mount],
+    no_watchdog: bool,
+) -> Vec<Finding> {
     let place = path.display().to_string();
     let mut out = Vec::new();
     let Ok(meta) = path.metadata() else {
@@ -73,6 +79,13 @@ pub fn look(path: &Path, known: Option<&Known>, policy: &gc::Policy, table: &[Mo
     out.extend(ownership(path, &place));
     if domain.usable().is_err() {
         return out;
+    }
+    if let Ok(Some(locks)) = domain.sanlock() {
+        let (found, usable) = leases::look(&place, &locks, no_watchdog);
+        out.extend(found);
+        if !usable {
+            return out;
+        }
     }
     out.push(probe(&place, &*domain.locks));
     match capabilities(&domain) {

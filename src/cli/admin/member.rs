@@ -1,0 +1,124 @@
+//! `onesdm domain join` and `leave`: this host's membership in domains whose locks are sanlock's.
+
+use super::World;
+use super::domain::path_of;
+use super::garbage::all_known;
+use crate::cli::render;
+use crate::lock::{SanlockLocks, sanlock};
+use crate::sdm::Domain;
+use crate::sys::sanlock::Watchdog;
+use crate::sys::{Class, user};
+use crate::verb::{one_line, refuse};
+use anyhow::{Context as _, Result};
+use clap::ArgMatches;
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// The domains named; without any, all that this host knows or that lie where datastores lie, as far as
+/// their locks need members.
+fn wanted(w: &World, m: &ArgMatches) -> Result<Vec<Domain>> {
+    let given: Vec<&OsString> = m.get_many::<OsString>("domain").into_iter().flatten().collect();
+    let all = given.is_empty();
+    let paths: BTreeSet<PathBuf> = if all {
+        let below = std::fs::read_dir(&w.paths.datastores).into_iter().flatten().flatten();
+        let known = all_known(w).into_iter().map(|(_, k)| k.path);
+        known.chain(below.map(|e| e.path())).collect()
+    } else {
+        given.into_iter().map(|a| path_of(w, a)).collect::<Result<_>>()?
+    };
+    let mut out = Vec::new();
+    for path in paths {
+        match Domain::open_dir(&path) {
+            Ok(d) if d.header.lock == sanlock::NAME => out.push(d),
+            Ok(d) if !all => {
+                let text = format!("{}: its locks ({}) have no members", d.place, d.header.lock);
+                return Err(refuse(Class::Usage, text));
+            }
+            Err(e) if !all => return Err(e).with_context(|| format!("opening {}", path.display())),
+            _ => {}
+        }
+    }
+    Ok(out)
+}
+
+/// Makes this host a member, unless its daemon could not end a host that lost its leases.
+pub fn join(w: &World, locks: &SanlockLocks, place: &str, id: u32) -> Result<()> {
+    let s = &w.config.settings.sanlock;
+    if id == 0 {
+        let text = format!(
+            "{place}: which host is this? Set sanlock.host_id, a number from 1 that no other host has, or give --host-id"
+        );
+        return Err(refuse(Class::Usage, text));
+    }
+    match locks.watchdog()? {
+        Watchdog::Used => {}
+        Watchdog::Off(why) if s.without_watchdog => {
+            let text = format!(
+                "{place}: no watchdog ({why}): a host that loses its leases may still write while another host has them"
+            );
+            render::log("WARN", "domain", &text);
+        }
+        Watchdog::Off(why) => {
+            let text = format!(
+                "{place}: not joined: sanlock runs without a watchdog ({why}), so a host that loses its leases may still \
+                 write while another host has them; enable wdmd, or accept that with sanlock.without_watchdog = true"
+            );
+            return Err(refuse(Class::Refused, text));
+        }
+        Watchdog::Unknown => {
+            let text = format!("{place}: whether sanlock uses a watchdog could not be seen");
+            render::log("WARN", "domain", &text);
+        }
+    }
+    locks.join(id.into(), s.io_timeout).with_context(|| format!("joining {place} as host {id}"))
+}
+
+pub fn run(w: &World, m: &ArgMatches, joins: bool, as_json: bool) -> Result<u8> {
+    let given = if joins { m.get_one::<u32>("host-id") } else { None };
+    let id = given.copied().unwrap_or(w.config.settings.sanlock.host_id);
+    let (mut docs, mut lines, mut failed) = (Vec::new(), Vec::new(), None);
+    let domains = wanted(w, m)?;
+    // One account for all: root becomes nobody in between, it could not come back.
+    if let [d] = &domains[..] {
+        user::become_owner(d.place.as_ref()).with_context(|| format!("becoming the owner of {}", d.place))?;
+    }
+    // Joining is waiting: all at once.
+    let results: Vec<(String, Result<String>)> = std::thread::scope(|scope| {
+        let works = domains.iter().map(|d| {
+            let one = move || -> Result<String> {
+                let Some(locks) = d.sanlock()? else { return Ok(String::new()) };
+                if joins {
+                    join(w, &locks, &d.place, id)?;
+                    return Ok(format!("joined as host {id}"));
+                }
+                Ok(if locks.leave()? { "left" } else { "was no member" }.to_owned())
+            };
+            (d.place.clone(), scope.spawn(one))
+        });
+        let works: Vec<_> = works.collect();
+        let panicked = |_| Err(refuse(Class::Internal, "the thread that did it died"));
+        works.into_iter().map(|(place, t)| (place, t.join().unwrap_or_else(panicked))).collect()
+    });
+    for (place, result) in results {
+        match result {
+            Ok(text) => {
+                lines.push(format!("{place}: {text}"));
+                docs.push(json!({ "domain": place, "result": text }));
+            }
+            Err(e) => {
+                if failed.is_some() || domains.len() > 1 {
+                    render::log("ERROR", "domain", &one_line(&e));
+                }
+                failed = failed.or(Some(e));
+            }
+        }
+    }
+    if as_json {
+        render::json(&docs)?;
+    } else {
+        render::print(&lines.join("\n"))?;
+    }
+    failed.map_or(Ok(0), Err)
+}
