@@ -60,6 +60,8 @@ mod redteam;
 mod redteam_more;
 mod replay;
 mod runner;
+mod sanhosts;
+mod sanlock;
 mod scenes;
 mod secrets;
 mod security;
