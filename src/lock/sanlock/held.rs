@@ -1,6 +1,6 @@
 //! A lease that is held.
 
-use super::owner::Owner;
+use super::owner::{self, Owner};
 use super::{FILE, Spot};
 use crate::lock::{Held, LeaseId, LockError, Token};
 use crate::sys::fs::Dir;
@@ -40,7 +40,10 @@ impl SanlockHeld {
     }
 
     pub fn read_token(&self) -> Result<Token, LockError> {
-        let failed = |source| LockError::Sanlock { place: self.path.display().to_string(), source };
+        let failed = |source| {
+            owner::failed();
+            LockError::Sanlock { place: self.path.display().to_string(), source }
+        };
         let us = self.with(|l| self.owner.us(l, self.sector)).map_err(failed)?;
         let (host_id, generation) = us.ok_or_else(|| LockError::Lost(self.id.clone()))?;
         let version = self.with(|l| self.owner.client.version(l)).map_err(failed)?;
@@ -52,6 +55,7 @@ impl SanlockHeld {
 impl Held for SanlockHeld {
     fn still_held(&self) -> Result<(), LockError> {
         if !self.owner.is_fresh() {
+            owner::failed();
             let why = "the sanlock daemon is gone, or has not renewed for too long".to_owned();
             return Err(LockError::Stale { what: self.id.clone(), why });
         }

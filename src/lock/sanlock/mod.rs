@@ -96,6 +96,7 @@ impl SanlockLocks {
     }
 
     fn failed(&self, source: SanlockError) -> LockError {
+        owner::failed();
         LockError::Sanlock { place: self.path.display().to_string(), source }
     }
 

@@ -65,9 +65,18 @@ fn lost(why: &str) -> ! {
     })
 }
 
+static OWNER: Mutex<Option<Arc<Owner>>> = Mutex::new(None);
+
+/// Looks at the connection when a call failed: it may have failed because everything is lost.
+pub(super) fn failed() {
+    let owner = lock(&OWNER).clone();
+    if owner.is_some_and(|o| o.holds() && o.socket.is_gone(Duration::ZERO)) {
+        lost("the sanlock daemon ended");
+    }
+}
+
 /// Connects when nobody has, or when the daemon was restarted while we held nothing.
 pub(super) fn owner() -> Result<Arc<Owner>, SanlockError> {
-    static OWNER: Mutex<Option<Arc<Owner>>> = Mutex::new(None);
     let mut slot = lock(&OWNER);
     if let Some(o) = &*slot {
         if !o.socket.is_gone(Duration::ZERO) {
@@ -147,6 +156,10 @@ impl Owner {
             return;
         }
         if let Err(e) = self.socket.release(self.client, lease) {
+            if self.socket.is_gone(Duration::ZERO) {
+                // What comes after a lease is given back would come too late.
+                lost("the sanlock daemon ended");
+            }
             tracing::warn!(%e, lease = lease.name, "a lease was not given back; it ends with the process");
         }
         held.remove(&key);
