@@ -36,6 +36,14 @@ pub fn failure(e: &anyhow::Error) {
     let _ = writeln!(io::stderr(), "{}", failure_line(&one_line(e)));
 }
 
+/// The one line of a process that hangs in a call of the system and is ended from beside it.
+pub fn given_up(why: &str) {
+    let text = format!(
+        "{why}, and its storage does not answer; what it left is garbage for `onesdm gc` once the storage is back"
+    );
+    let _ = writeln!(io::stderr(), "{}", failure_line(&text));
+}
+
 /// Folded into one line that oned takes neither for a log line nor for "no text".
 pub fn failure_line(text: &str) -> String {
     let text = fold(text);

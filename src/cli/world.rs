@@ -42,7 +42,8 @@ impl World {
         let s = &config.settings;
         let paths = writable(&s.paths);
         let cancel = Cancel::default();
-        signal::on_stop(&cancel, s.cancel.grace, Class::Cancelled.status())
+        let last = Box::new(|| render::given_up("it was asked to stop"));
+        signal::on_stop(&cancel, s.cancel.grace, Class::Cancelled.status(), last)
             .context("watching for signals")?;
         sanlock::on_lost(|why| render::log("ERROR", "onesdm", why));
         let log = |path: PathBuf| Log { path, max_size: s.log.max_size.0, keep: s.log.keep };
@@ -117,9 +118,11 @@ impl World {
     /// Runs something as a job, with the deadline of verbs.
     fn job(&self, id: JobId, topic: Topic, run: impl FnOnce(&Job) -> Result<String>) -> Result<String> {
         let s = &self.config.settings;
+        let what = format!("{} in {}: verb.deadline has passed", topic.verb, topic.domain);
         let job = self.jobs.start(id, topic);
         if let Some(limit) = s.verb_deadline {
-            signal::deadline(limit, &self.jobs.cancel, s.cancel.grace, Class::Timeout.status());
+            let last = Box::new(move || render::given_up(&what));
+            signal::deadline(limit, &self.jobs.cancel, s.cancel.grace, Class::Timeout.status(), last);
         }
         match run(&job) {
             Ok(answer) => {

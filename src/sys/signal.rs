@@ -5,10 +5,13 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::io;
 use std::time::Duration;
 
+/// What is said when a process is given up: by then nobody else can.
+pub type LastWord = Box<dyn FnOnce() + Send>;
+
 /// From now on SIGTERM and SIGINT, and SIGHUP before `detach`, set `cancel`; a job that has not ended `grace` later ends with
-/// `status`, as it would by a crash. A broken pipe is an error of the write, not a signal (the Rust
+/// `status` after its last word, as it would by a crash. A broken pipe is an error of the write, not a signal (the Rust
 /// runtime sees to that).
-pub fn on_stop(cancel: &Cancel, grace: Duration, status: u8) -> io::Result<()> {
+pub fn on_stop(cancel: &Cancel, grace: Duration, status: u8, last: LastWord) -> io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let stops: &[_] =
         if super::detach::is_detached() { &[SIGTERM, SIGINT] } else { &[SIGTERM, SIGINT, SIGHUP] };
@@ -19,6 +22,7 @@ pub fn on_stop(cancel: &Cancel, grace: Duration, status: u8) -> io::Result<()> {
             cancel.request();
             #[expect(clippy::disallowed_methods, reason = "this wait is the grace a cancelled job gets")]
             std::thread::sleep(grace);
+            last();
             std::process::exit(status.into());
         }
     })?;
@@ -40,7 +44,7 @@ pub fn terminate(pid: u32, is_it: impl Fn() -> bool) -> io::Result<bool> {
 }
 
 /// As `on_stop`, but after `limit` and without anybody asking: a storage call may hang for ever.
-pub fn deadline(limit: Duration, cancel: &Cancel, grace: Duration, status: u8) {
+pub fn deadline(limit: Duration, cancel: &Cancel, grace: Duration, status: u8, last: LastWord) {
     let cancel = cancel.clone();
     let _ = std::thread::Builder::new().name("deadline".to_owned()).spawn(move || {
         #[expect(clippy::disallowed_methods, reason = "the deadline itself")]
@@ -48,6 +52,7 @@ pub fn deadline(limit: Duration, cancel: &Cancel, grace: Duration, status: u8) {
         cancel.expire();
         #[expect(clippy::disallowed_methods, reason = "the grace a job gets")]
         std::thread::sleep(grace);
+        last();
         std::process::exit(status.into());
     });
 }

@@ -34,6 +34,7 @@ mod fight;
 mod fsbed;
 mod full;
 mod guest;
+mod hang;
 mod hostile;
 mod hosts;
 mod http;
