@@ -34,3 +34,5 @@ pub use tm::{
 pub use url::{ImagePath, image_path};
 pub use vm::{Disk, DiskSnapshots, History, Snapshot, Vm, lcm, state};
 pub use xmlrpc::RpcOptions;
+#[cfg(feature = "failpoints")]
+pub use xmlrpc::read_answer;

@@ -219,6 +219,12 @@ impl Answer {
     }
 }
 
+/// For the fuzzer: whether oned's answer is one of success.
+#[cfg(feature = "failpoints")]
+pub fn read_answer(text: &str) -> Result<bool, OneError> {
+    Answer::read(text).map(|a| matches!(a, Answer::Done(_)))
+}
+
 /// The typed values of an answer.
 #[derive(Default)]
 struct Items {

@@ -33,6 +33,7 @@ mod failures;
 mod fight;
 mod fsbed;
 mod full;
+mod fuzz;
 mod guest;
 mod hang;
 mod hostile;
