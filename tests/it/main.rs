@@ -31,6 +31,7 @@ mod exit0;
 mod fail;
 mod failures;
 mod fight;
+mod footprint;
 mod fsbed;
 mod full;
 mod fuzz;
