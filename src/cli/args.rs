@@ -75,6 +75,8 @@ pub fn tree() -> Command {
                 .value_parser(value_parser!(OsString)),
         )
         .subcommand(jobs())
+        .subcommand(super::admin::top::command())
+        .subcommand(super::admin::metrics::command())
         .subcommand(
             Command::new("event")
                 .about("what happened on this host")

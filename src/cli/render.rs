@@ -81,6 +81,17 @@ pub fn progress(line: &str) -> io::Result<()> {
     out.flush()
 }
 
+pub fn is_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// The whole of a terminal: lines are overwritten in place, so that it does not flicker.
+pub fn screen(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    write!(out, "\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\r\n"))?;
+    out.flush()
+}
+
 /// A panic is our bug; oned still gets one line and no trace.
 pub fn one_line_panics() {
     std::panic::set_hook(Box::new(|info| {

@@ -21,6 +21,7 @@ use sha2::{Digest as _, Sha256};
 use std::fmt::{self, Debug, Display};
 use std::os::fd::BorrowedFd;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -298,6 +299,13 @@ pub fn slab_leases(
     Ok(out)
 }
 
+/// How long this process has waited for locks so far.
+pub fn waited() -> Duration {
+    Duration::from_micros(WAITED.load(Ordering::Relaxed))
+}
+
+static WAITED: AtomicU64 = AtomicU64::new(0);
+
 fn retry(
     locks: &dyn LockBackend,
     id: &LeaseId,
@@ -321,7 +329,10 @@ fn retry(
         let _ = rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty());
         let left = end.saturating_duration_since(Instant::now());
         let ms = pause + u64::from(random[0]) * pause / 256;
-        if !cancel.wait(left.min(Duration::from_millis(ms))) {
+        let began = Instant::now();
+        let go_on = cancel.wait(left.min(Duration::from_millis(ms)));
+        WAITED.fetch_add(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if !go_on {
             return Err(LockError::Cancelled(id.clone()));
         }
         pause = (pause * 2).min(250);
@@ -360,9 +371,10 @@ mod tests {
         let locks = MemLocks::default();
         let c = Cancel::default();
         let _held = domain_lock(&locks, Duration::ZERO, &c).unwrap();
-        let t = Instant::now();
+        let (t, before) = (Instant::now(), waited());
         assert!(matches!(domain_lock(&locks, Duration::from_millis(60), &c), Err(LockError::Busy(_))));
         assert!(t.elapsed() >= Duration::from_millis(60));
+        assert!(waited() >= before + Duration::from_millis(50), "{before:?}, then {:?}", waited());
         c.request();
         assert!(matches!(domain_lock(&locks, Duration::from_secs(60), &c), Err(LockError::Cancelled(_))));
     }

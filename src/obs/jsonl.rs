@@ -1,10 +1,17 @@
 //! JSON lines, appended whole, rotated by size: `x.jsonl`, `x.jsonl.1`, … the highest the oldest.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+
+/// How far somebody has read: a file, whatever its name is by now, and a place in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    ino: u64,
+    offset: u64,
+}
 
 /// A log file and how much of it to keep.
 #[derive(Clone, Debug)]
@@ -68,6 +75,40 @@ impl Log {
         }
         Ok(out)
     }
+
+    /// Every whole line that parses and was written since `mark`, which moves behind them. Without a mark, or
+    /// when what it marks was rotated away, all that is there.
+    pub fn since<T: serde::de::DeserializeOwned>(&self, mark: &mut Mark) -> io::Result<Vec<T>> {
+        use std::io::{Read as _, Seek as _};
+        use std::os::unix::fs::MetadataExt as _;
+        let mut files = Vec::new();
+        for n in 0..=self.keep {
+            match File::open(self.rotated(n)) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                f => files.push(f?),
+            }
+        }
+        let mut new = Vec::new();
+        for f in files {
+            let m = f.metadata()?;
+            let known = m.ino() == mark.ino && m.len() >= mark.offset;
+            new.push((f, m.ino(), if known { mark.offset } else { 0 }));
+            if known {
+                break;
+            }
+        }
+        let mut out = Vec::new();
+        for (mut f, ino, from) in new.into_iter().rev() {
+            let mut text = Vec::new();
+            f.seek(io::SeekFrom::Start(from))?;
+            f.read_to_end(&mut text)?;
+            // What has no end yet is read next time.
+            text.truncate(text.iter().rposition(|b| *b == b'\n').map_or(0, |i| i + 1));
+            out.extend(text.split(|b| *b == b'\n').filter_map(|l| serde_json::from_slice(l).ok()));
+            *mark = Mark { ino, offset: from + text.len() as u64 };
+        }
+        Ok(out)
+    }
 }
 
 fn read_lines<T: serde::de::DeserializeOwned>(f: &File, out: &mut Vec<T>) -> io::Result<()> {
@@ -103,6 +144,32 @@ mod tests {
         assert!(all.len() >= 6 && all.len() <= 12, "{}", all.len());
         assert!(all.windows(2).all(|w| w[0] < w[1]), "oldest first");
         assert_eq!(std::fs::read_dir(t.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn a_reader_that_comes_back_misses_nothing_and_counts_nothing_twice() {
+        let t = tempfile::tempdir().unwrap();
+        let log = Log { path: t.path().join("x"), max_size: 40, keep: 2 };
+        let mut mark = Mark::default();
+        assert!(log.since::<u32>(&mut mark).unwrap().is_empty());
+        let mut seen = Vec::new();
+        for i in 10..40_u32 {
+            log.append(&i).unwrap();
+            if i % 7 == 0 {
+                let text = serde_json::to_string(&mark).unwrap();
+                mark = serde_json::from_str(&text).unwrap();
+                seen.extend(log.since::<u32>(&mut mark).unwrap());
+            }
+        }
+        seen.extend(log.since::<u32>(&mut mark).unwrap());
+        assert_eq!(seen, (10..40).collect::<Vec<_>>());
+        std::fs::write(&log.path, "50\n5").unwrap();
+        assert_eq!(log.since::<u32>(&mut Mark { ino: 0, offset: 9 }).unwrap().last(), Some(&50));
+        let mut f = OpenOptions::new().append(true).open(&log.path).unwrap();
+        let mut mark = Mark::default();
+        log.since::<u32>(&mut mark).unwrap();
+        f.write_all(b"1\n").unwrap();
+        assert_eq!(log.since::<u32>(&mut mark).unwrap(), [51]);
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! What happened: a log of JSON lines that people and programs follow, and the journal. Written after
+//! What happened: a log of JSON lines that people and programs follow, the journal, and numbers for monitoring. Written after
 //! the fact; a failed write never fails the work it tells of.
 
 pub mod journal;
 pub mod jsonl;
+pub mod metrics;
 
 /// The name of this host, as the kernel has it.
 pub fn host() -> String {

@@ -1,8 +1,9 @@
 //! Events: what a follower of this host's jobs learns. Ids and facts only, never a secret.
 
 use crate::lock::JobId;
-use crate::sys::Class;
+use crate::sys::{Bytes, Class};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Event {
@@ -56,8 +57,41 @@ pub enum What {
 }
 
 impl What {
+    /// The journal's `MESSAGE_ID` of this kind of event: never changed, so that people can search, count and
+    /// alarm by it. `packaging/systemd/onesdm.catalog` explains each.
+    pub fn message_id(&self) -> &'static str {
+        match self {
+            What::Started => "5d1f2a0c6b1e4e0f9d3a7c52e8b4f101",
+            What::Progress { .. } => "5d1f2a0c6b1e4e0f9d3a7c52e8b4f102",
+            What::Succeeded { .. } => "5d1f2a0c6b1e4e0f9d3a7c52e8b4f103",
+            What::Failed { .. } => "5d1f2a0c6b1e4e0f9d3a7c52e8b4f104",
+            What::Garbage { .. } => "5d1f2a0c6b1e4e0f9d3a7c52e8b4f105",
+            What::Warning { .. } => "5d1f2a0c6b1e4e0f9d3a7c52e8b4f106",
+        }
+    }
+
     pub fn ends_the_job(&self) -> bool {
         matches!(self, What::Succeeded { .. } | What::Failed { .. })
+    }
+}
+
+/// For people: what happened, without the job and the time.
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            What::Started => f.write_str("started"),
+            What::Progress { phase, bytes, total } => {
+                write!(f, "{phase}: {}", Bytes(*bytes))?;
+                total.map_or(Ok(()), |t| write!(f, " of {}", Bytes(t)))
+            }
+            What::Succeeded { seconds, bytes, method } => {
+                write!(f, "succeeded in {seconds:.3} s, {}", Bytes(*bytes))?;
+                if method.is_empty() { Ok(()) } else { write!(f, " by {method}") }
+            }
+            What::Failed { class, cause, .. } => write!(f, "failed ({}): {cause}", class.word()),
+            What::Garbage { what, action, bytes } => write!(f, "garbage: {action} {what}, {}", Bytes(*bytes)),
+            What::Warning { text } => write!(f, "warning: {text}"),
+        }
     }
 }
 

@@ -99,6 +99,9 @@ pub struct Past {
     pub host: String,
     pub since: String,
     pub seconds: f64,
+    /// Of these, spent waiting for locks.
+    #[serde(default)]
+    pub waited: f64,
     pub bytes: u64,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub method: String,
@@ -128,6 +131,8 @@ struct Shared {
     info: Mutex<Running>,
     jobs: Jobs,
     quiet: bool,
+    /// Names the job on each of its lines in the journal.
+    span: tracing::Span,
 }
 
 #[derive(Debug)]
@@ -135,6 +140,8 @@ struct Running {
     info: JobInfo,
     method: String,
     began: Instant,
+    /// What this process had waited for locks before.
+    waited: Duration,
     record: Option<(PathBuf, ofd::Locked)>,
     written: Instant,
     told: Instant,
@@ -172,13 +179,17 @@ impl Jobs {
             info,
             method: String::new(),
             began: now,
+            waited: lock::waited(),
             record,
             written: now,
             told: now,
             listener: None,
         };
         let quiet = topic.quiet;
-        let shared = Arc::new(Shared { info: Mutex::new(running), jobs: self.clone(), quiet });
+        let span = tracing::info_span!("job", JOB_ID = %id, VERB = topic.verb, DOMAIN = topic.domain);
+        // Not a guard: the job may end on another thread than it began on.
+        span.with_subscriber(|(id, journal)| journal.enter(id));
+        let shared = Arc::new(Shared { info: Mutex::new(running), jobs: self.clone(), quiet, span });
         let job = Job { id, topic, jobs: self.clone(), shared };
         if !quiet {
             job.tell(What::Started);
@@ -254,7 +265,24 @@ impl Jobs {
         if let Err(e) = obs::jsonl::prepare(&self.events.path).and_then(|()| self.events.append(event)) {
             tracing::debug!(%e, "event not logged");
         }
-        tracing::info!(JOB_ID = %event.job, verb = event.verb, object = event.object, what = ?event.what);
+        let what = &event.what;
+        let object = if event.object.is_empty() { "-" } else { &event.object };
+        let id = what.message_id();
+        match what {
+            What::Failed { class, .. } => {
+                tracing::error!(
+                    MESSAGE_ID = id,
+                    OBJECT = object,
+                    CLASS = class.word(),
+                    "{} {object}: {what}",
+                    event.verb
+                );
+            }
+            What::Warning { .. } => {
+                tracing::warn!(MESSAGE_ID = id, OBJECT = object, "{} {object}: {what}", event.verb);
+            }
+            _ => tracing::info!(MESSAGE_ID = id, OBJECT = object, "{} {object}: {what}", event.verb),
+        }
     }
 }
 
@@ -368,6 +396,7 @@ impl Job {
             let i = &r.info;
             let (verb, domain, object) = (i.verb.clone(), i.domain.clone(), i.object.clone());
             let (host, since, parent) = (i.host.clone(), i.since.clone(), i.parent);
+            let waited = lock::waited().saturating_sub(r.waited).as_secs_f64();
             Past {
                 id: self.id,
                 status,
@@ -378,6 +407,7 @@ impl Job {
                 host,
                 since,
                 seconds,
+                waited,
                 bytes,
                 method,
                 error,
@@ -393,6 +423,7 @@ impl Job {
 impl Drop for Job {
     fn drop(&mut self) {
         self.shared.lock().unlist();
+        self.shared.span.with_subscriber(|(id, journal)| journal.exit(id));
     }
 }
 
@@ -445,7 +476,7 @@ impl Shared {
             let (verb, domain, object) = (r.info.verb.clone(), r.info.domain.clone(), r.info.object.clone());
             Event { time: obs::now(), host: r.info.host.clone(), job: r.info.id, verb, domain, object, what }
         };
-        self.jobs.log(&event);
+        self.span.in_scope(|| self.jobs.log(&event));
     }
 }
 

@@ -13,6 +13,7 @@ pub mod known;
 pub mod record;
 pub mod remove;
 pub mod settle;
+pub mod totals;
 pub mod work;
 
 pub use domain::Domain;

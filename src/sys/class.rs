@@ -48,6 +48,23 @@ impl Class {
         }
     }
 
+    /// The word for it in events, in metrics and in the manual.
+    pub fn word(self) -> &'static str {
+        match self {
+            Class::Usage => "usage",
+            Class::NotFound => "not-found",
+            Class::Busy => "busy",
+            Class::Unsupported => "unsupported",
+            Class::Remote => "remote",
+            Class::Timeout => "timeout",
+            Class::Integrity => "integrity",
+            Class::InUse => "in-use",
+            Class::Refused => "refused",
+            Class::Cancelled => "cancelled",
+            Class::Internal => "internal",
+        }
+    }
+
     /// The class of an operating system error, where its number says more than "internal".
     pub fn of_io(e: &std::io::Error) -> Class {
         use std::io::ErrorKind as K;
@@ -114,6 +131,13 @@ mod tests {
             [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (u64::MAX, "15.9 EiB")]
         {
             assert_eq!(Bytes(n).to_string(), s);
+        }
+    }
+
+    #[test]
+    fn a_class_is_one_word_everywhere() {
+        for c in [Class::NotFound, Class::InUse, Class::Internal] {
+            assert_eq!(serde_json::to_value(c).unwrap(), c.word());
         }
     }
 

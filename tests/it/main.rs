@@ -50,6 +50,7 @@ mod live_hostile;
 mod live_kill;
 mod local;
 mod media;
+mod metrics;
 mod monitoring;
 mod noshell;
 mod oned;

@@ -2,8 +2,7 @@
 
 use super::World;
 use crate::cli::render;
-use crate::sdm::event::{Event, What};
-use crate::sys::Bytes;
+use crate::sdm::event::Event;
 use anyhow::{Context as _, Result};
 use clap::ArgMatches;
 use std::io::{BufRead as _, BufReader};
@@ -62,19 +61,12 @@ fn follow(w: &World, mut each: impl FnMut(&Event) -> Result<()>) -> Result<u8> {
 }
 
 fn line(e: &Event) -> String {
-    let what = match &e.what {
-        What::Started => "started".to_owned(),
-        What::Progress { phase, bytes, total } => {
-            let of = total.map_or(String::new(), |t| format!(" of {}", Bytes(t)));
-            format!("{phase}: {}{of}", Bytes(*bytes))
-        }
-        What::Succeeded { seconds, bytes, method } => {
-            let how = if method.is_empty() { String::new() } else { format!(" by {method}") };
-            format!("succeeded in {seconds:.3} s, {}{how}", Bytes(*bytes))
-        }
-        What::Failed { class, cause, .. } => format!("failed ({class:?}): {cause}"),
-        What::Garbage { what, action, bytes } => format!("garbage: {action} {what}, {}", Bytes(*bytes)),
-        What::Warning { text } => format!("warning: {text}"),
-    };
-    format!("{} {} {} {} {what}", e.time, e.job, e.verb, if e.object.is_empty() { "-" } else { &e.object })
+    format!(
+        "{} {} {} {} {}",
+        e.time,
+        e.job,
+        e.verb,
+        if e.object.is_empty() { "-" } else { &e.object },
+        e.what
+    )
 }

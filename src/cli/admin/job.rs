@@ -26,7 +26,7 @@ fn id(m: &ArgMatches) -> Result<JobId> {
     text.parse().map_err(|_| refuse(Class::Usage, format!("{text:?} is not a job's UUID")))
 }
 
-fn active(w: &World) -> Result<Vec<JobInfo>> {
+pub fn active(w: &World) -> Result<Vec<JobInfo>> {
     w.jobs.active().with_context(|| format!("listing jobs in {}", w.jobs.run.display()))
 }
 
@@ -119,7 +119,7 @@ fn watch(w: &World, id: JobId, as_json: bool) -> Result<u8> {
     Ok(code.and_then(|c| u8::try_from(c).ok()).unwrap_or(0))
 }
 
-fn bar(j: &JobInfo) -> String {
+pub fn bar(j: &JobInfo) -> String {
     let Some(percent) = j.progress else { return format!("{} {}: {j}", j.verb, j.phase) };
     let full = usize::from(percent) * 30 / 100;
     let eta = j.eta_seconds.map_or(String::new(), |s| format!(", {s} s left"));

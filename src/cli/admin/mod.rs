@@ -6,6 +6,8 @@ mod event;
 mod garbage;
 mod job;
 mod member;
+pub mod metrics;
+pub mod top;
 
 pub use domain::{capabilities, path_of};
 pub use garbage::all_known;
@@ -81,6 +83,8 @@ pub fn run(env: &Env, argv: Vec<OsString>) -> Result<u8> {
     }
     match m.subcommand() {
         Some(("job", m)) => job::run(&world, m, json),
+        Some(("top", m)) => top::run(&world, m, json),
+        Some(("metrics", m)) => metrics::run(&world, m, json),
         Some(("event", m)) => event::run(&world, m, json),
         Some(("gc", m)) => garbage::collect(&world, m, json),
         Some(("check", m)) => garbage::check(&world, m, json),

@@ -160,9 +160,9 @@ fn look(w: &World, m: &ArgMatches, found: &mut Vec<Finding>) -> Result<()> {
 }
 
 /// What `f` answers, unless it takes too long: a storage call that hangs is left behind.
-fn within<T: Send + 'static>(limit: Duration, f: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+pub fn within<T: Send + 'static>(limit: Duration, f: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (tell, answer) = std::sync::mpsc::channel();
-    let thread = std::thread::Builder::new().name("doctor".to_owned());
+    let thread = std::thread::Builder::new().name("look".to_owned());
     thread.spawn(move || drop(tell.send(f()))).ok()?;
     answer.recv_timeout(limit).ok()
 }

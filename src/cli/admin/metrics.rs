@@ -1,0 +1,134 @@
+//! `onesdm metrics`: numbers for Prometheus, on stdout or in a file for node_exporter's textfile collector.
+
+use super::World;
+use super::garbage::all_known;
+use super::job::active;
+use crate::cli::doctor::within;
+use crate::cli::render;
+use crate::engine::Usage;
+use crate::obs::metrics::{Page, publish};
+use crate::sdm::gc::{self, Action};
+use crate::sdm::totals::{Totals, float};
+use crate::sdm::{Domain, known::Known};
+use anyhow::{Context as _, Result};
+use clap::{Arg, ArgMatches, Command, value_parser};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A look at a domain that takes longer hangs: the page says so and goes on.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub fn command() -> Command {
+    Command::new("metrics")
+        .about("numbers of this host's jobs and domains, in Prometheus' text format")
+        .long_about(
+            "Numbers of this host's jobs and domains, in Prometheus' text format. With --output they go to a \
+             file, which is replaced whole, and what was counted is remembered: counters then only grow, \
+             although the history they come from is bounded.",
+        )
+        .arg(
+            Arg::new("output")
+                .long("output")
+                .value_name("FILE")
+                .help("a file for node_exporter's textfile collector; its name ends in .prom")
+                .value_parser(value_parser!(PathBuf)),
+        )
+}
+
+pub fn run(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
+    let saved = w.paths.state.join("totals.json");
+    let mut totals = Totals::load(&saved);
+    totals.add_new(&w.jobs.history).with_context(|| format!("reading {}", w.jobs.history.path.display()))?;
+    let mut page = Page::default();
+    page.family("onesdm_build_info", "gauge", "Always 1; the label is the version.");
+    page.sample("onesdm_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+    totals.show(&mut page);
+    running(w, &mut page)?;
+    domains(w, &mut page);
+    match m.get_one::<PathBuf>("output") {
+        Some(file) => {
+            publish(file, page.text()).with_context(|| format!("writing {}", file.display()))?;
+            totals.save(&saved).with_context(|| format!("writing {}", saved.display()))?;
+            if as_json {
+                render::json(&json!({ "written": file }))?;
+            }
+        }
+        None if as_json => render::json(&json!({ "prometheus": page.text() }))?,
+        None => render::print(page.text())?,
+    }
+    Ok(0)
+}
+
+fn running(w: &World, page: &mut Page) -> Result<()> {
+    let mut by_verb: BTreeMap<String, u32> = BTreeMap::new();
+    for j in active(w)? {
+        *by_verb.entry(j.verb).or_default() += 1;
+    }
+    page.family("onesdm_jobs_running", "gauge", "Jobs that run on this host now.");
+    for (verb, n) in by_verb {
+        page.sample("onesdm_jobs_running", &[("verb", &verb)], n);
+    }
+    Ok(())
+}
+
+/// What can be known of a domain without changing it.
+struct Look {
+    usage: Usage,
+    /// Bytes by what the collector would do: now, or when their time has come.
+    garbage: u64,
+    kept: u64,
+    objects: u32,
+}
+
+fn look(k: &Known, policy: &gc::Policy) -> Option<Look> {
+    let d = Domain::inspect(&k.path).ok()?;
+    d.usable().ok()?;
+    let mut out = Look { usage: d.engine.usage().ok()?, garbage: 0, kept: 0, objects: 0 };
+    for f in gc::plan(&d, policy).ok()? {
+        match f.action {
+            Action::Undo | Action::Finish | Action::Delete | Action::Release => {
+                out.objects += 1;
+                out.garbage += f.bytes.0;
+            }
+            Action::Stay => out.kept += f.bytes.0,
+            Action::Forget => {}
+        }
+    }
+    Some(out)
+}
+
+type Value = fn(&Look) -> f64;
+
+fn domains(w: &World, page: &mut Page) {
+    let mut seen = Vec::new();
+    for (id, k) in all_known(w) {
+        let policy = w.gc_policy();
+        let (known, path) = (k.clone(), k.path.display().to_string());
+        let found = within(PATIENCE, move || look(&known, &policy)).flatten();
+        seen.push((id, k.domain.to_string(), path, found));
+    }
+    let families: [(&str, &str, Value); 6] = [
+        ("onesdm_domain_size_bytes", "Size of the storage a domain lies on.", |l| float(l.usage.total.0)),
+        ("onesdm_domain_used_bytes", "Of these, used by anybody.", |l| float(l.usage.used.0)),
+        ("onesdm_domain_free_bytes", "Of these, free for us.", |l| float(l.usage.free.0)),
+        ("onesdm_domain_garbage_bytes", "What `onesdm gc` would delete now.", |l| float(l.garbage)),
+        ("onesdm_domain_garbage_objects", "How many objects that is.", |l| f64::from(l.objects)),
+        ("onesdm_domain_kept_bytes", "Kept for a while, or staged by jobs that live.", |l| float(l.kept)),
+    ];
+    page.family("onesdm_domain_up", "gauge", "1 when the domain can be used, 0 when not or when it hangs.");
+    for (id, domain, path, found) in &seen {
+        let labels = [("datastore", id.as_str()), ("domain", domain), ("path", path)];
+        page.sample("onesdm_domain_up", &labels, u8::from(found.is_some()));
+    }
+    for (name, help, value) in families {
+        page.family(name, "gauge", help);
+        for (id, domain, path, found) in &seen {
+            if let Some(l) = found {
+                let labels = [("datastore", id.as_str()), ("domain", domain), ("path", path)];
+                page.sample(name, &labels, value(l));
+            }
+        }
+    }
+}
