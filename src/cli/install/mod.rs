@@ -63,6 +63,7 @@ pub fn command() -> Command {
         .arg(flag("uninstall", "give back everything that was replaced"))
         .arg(flag("leave", "uninstall although domains have work or garbage left").requires("uninstall"))
         .arg(flag("plan", "show what would be done, change nothing").visible_alias("dry-run"))
+        .arg(flag("brief", "say only what changes"))
         .arg(flag("show-oned-conf", "print what oned.conf needs for our own driver names, and stop"))
 }
 
@@ -73,7 +74,7 @@ pub fn run(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     let remotes = m.get_one::<PathBuf>("remotes").unwrap_or(&w.paths.remotes);
     let remotes = std::path::absolute(remotes)?;
     if m.get_flag("uninstall") {
-        return uninstall(w, &remotes, m.get_flag("plan"), m.get_flag("leave"), as_json);
+        return uninstall(w, &remotes, m, as_json);
     }
     let program = path::own_program().context("finding this program")?;
     let replace: Vec<&str> =
@@ -120,7 +121,12 @@ pub fn run(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
         }))?;
         return Ok(0);
     }
-    let mut text = shown(&[plan.steps, plan.helpers].concat());
+    let all = [plan.steps, plan.helpers].concat();
+    if m.get_flag("brief") {
+        render::print(&changes(&all))?;
+        return Ok(0);
+    }
+    let mut text = shown(&all);
     if !stays.is_empty() {
         text += &format!("not offered by this program, so the stock files stay: {}\n", stays.join(", "));
     }
@@ -209,8 +215,8 @@ pub fn cost(style: Style, program: &Path, verbs: usize) -> String {
     }
 }
 
-fn shown(steps: &[Step]) -> String {
-    let word = |a| match a {
+fn word(a: Action) -> &'static str {
+    match a {
         Action::Nothing => "is as it should be",
         Action::Make => "new",
         Action::Replace => "replaced, what was there is kept beside it",
@@ -219,13 +225,23 @@ fn shown(steps: &[Step]) -> String {
         Action::Remove => "removed, nothing was there before",
         Action::LeaveNewer => "somebody put another file there since: it stays",
         Action::Lost => "stays ours: what was kept of it is gone",
-    };
+    }
+}
+
+fn shown(steps: &[Step]) -> String {
     let rows: Vec<Vec<String>> =
         steps.iter().map(|s| vec![s.path.clone(), word(s.action).to_owned()]).collect();
     if rows.is_empty() { String::new() } else { render::table(&["NAME", "WHAT"], &rows) }
 }
 
-fn uninstall(w: &World, remotes: &Path, plan_only: bool, leave: bool, as_json: bool) -> Result<u8> {
+/// A line per name that is not as it should be, with what is done about it.
+fn changes(steps: &[Step]) -> String {
+    let done = steps.iter().filter(|s| s.action != Action::Nothing);
+    done.map(|s| format!("{}: {}\n", s.path, word(s.action))).collect()
+}
+
+fn uninstall(w: &World, remotes: &Path, m: &ArgMatches, as_json: bool) -> Result<u8> {
+    let (plan_only, leave) = (m.get_flag("plan"), m.get_flag("leave"));
     // Before we become the owner of the tree, who need not be the datastores' owner.
     let busy = unfinished(w);
     if !(busy.is_empty() || leave || plan_only) {
@@ -247,7 +263,8 @@ fn uninstall(w: &World, remotes: &Path, plan_only: bool, leave: bool, as_json: b
             &json!({ "remotes": remotes, "plan": plan_only, "verbs": steps, "helpers": helpers, "left": busy }),
         )?;
     } else {
-        let mut text = shown(&[steps, helpers].concat());
+        let all = [steps, helpers].concat();
+        let mut text = if m.get_flag("brief") { changes(&all) } else { shown(&all) };
         if tree.manifest.is_none() {
             text = format!("nothing is installed in {}\n", remotes.display());
         }
