@@ -138,7 +138,8 @@ fn records(data: &[u8]) {
                 let name = Path::new(step.target().as_str());
                 assert!(
                     name.components().all(|c| matches!(c, Component::Normal(n) if n != ".sdm")),
-                    "{name:?}"
+                    "{}",
+                    name.display()
                 );
             }
             let again = encode("commit", &commit).expect("it was read");
