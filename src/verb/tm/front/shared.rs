@@ -249,6 +249,11 @@ impl Of<'_> {
                 format!("the document of VM {} has no {what} of its disk {}", vm.id, disk.id),
             )
         };
+        let mad = vm.history.as_ref().and_then(|h| h.vm_mad.as_deref()).unwrap_or_default();
+        if mad == "lxc" {
+            let text = "the disks of a running container are not supported yet; power it off first";
+            return Err(refuse(Class::Unsupported, text));
+        }
         let libvirt = &self.front.settings.libvirt;
         Ok(op::Machine {
             uri: libvirt.uri.clone(),
