@@ -295,6 +295,7 @@ fn what_has_no_place_is_refused_and_nothing_is_left() {
     let op = Op::Receive(op::Receive { into: disk(Qcow2) });
     bed.cut_with(JobId::generate(), &op, (i64::MAX, false), &|| Ok(()), Some(&tape)).unwrap();
     assert!(std::fs::read(bed.at("101/7/disk.0.snap/0")).unwrap() == to_passwd);
-    let e = bed.run(&Op::Receive(op::Receive { into: house() })).unwrap_err();
+    let alone = Op::Receive(op::Receive { into: house() });
+    let e = bed.with_peer(JobId::generate(), &alone, None).unwrap_err();
     assert_eq!(class_of(&e), Class::Usage, "nobody is there");
 }
