@@ -54,10 +54,10 @@ fn io_error(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Engi
 }
 
 impl MemEngine {
-    /// The same storage from here on apart; what is written into a slab in place is still seen by both.
+    /// The same storage, from here on another; what is written into a slab in place is still seen by both.
     #[cfg(test)]
     #[must_use]
-    pub fn fork(&self) -> MemEngine {
+    pub fn apart(&self) -> MemEngine {
         MemEngine(Arc::new(Mutex::new(self.state().clone())))
     }
 
