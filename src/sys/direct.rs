@@ -2,10 +2,11 @@
 
 use super::effect::{Effect, step};
 use super::fs::Dir;
+use rustix::fs::OFlags;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// Fits every storage we know.
@@ -28,6 +29,13 @@ impl Direct {
     /// Opens a file for reading and writing past all caches; a write is durable when it returns.
     pub fn open(dir: &Dir, name: &OsStr) -> io::Result<Direct> {
         Ok(Direct { file: dir.open_direct(Path::new(name))?, path: dir.path().join(name) })
+    }
+
+    /// The same of a device, by its path.
+    pub fn open_device(path: &Path) -> io::Result<Direct> {
+        let flags = (OFlags::DIRECT | OFlags::DSYNC | OFlags::CLOEXEC).bits().cast_signed();
+        let file = File::options().read(true).write(true).custom_flags(flags).open(path)?;
+        Ok(Direct { file, path: path.to_owned() })
     }
 
     pub fn file(&self) -> &File {

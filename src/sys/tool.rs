@@ -23,6 +23,7 @@ use super::{Cancel, Class};
 /// Where programs are looked for, in this order; also the `PATH` they are given.
 const DIRECTORIES: [&str; 4] = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+const SUDO: &str = "/usr/bin/sudo";
 const STDOUT_CAP: usize = 1 << 20;
 pub(super) const STDERR_TAIL: usize = 1024;
 /// Reads from one pipe before deadline and cancel are looked at again.
@@ -69,6 +70,9 @@ tools! {
     MkIso => ["xorrisofs", "genisoimage", "mkisofs"],
     Ssh => ["ssh"],
     Virsh => ["virsh"],
+    Lvs => ["lvs"], Vgs => ["vgs"], VgChange => ["vgchange"],
+    LvCreate => ["lvcreate"], LvRename => ["lvrename"], LvChange => ["lvchange"],
+    LvExtend => ["lvextend"], LvReduce => ["lvreduce"], LvRemove => ["lvremove"],
 }
 
 impl std::fmt::Display for Tool {
@@ -145,13 +149,26 @@ pub struct Run<'a> {
     pub ok: &'a [i32],
     /// Sees everything the child writes to stdout, as it comes.
     pub watch: Option<Watch<'a>>,
+    /// By `sudo -n` when we are not root: what may be run so, and how, is the sudoers file's to say.
+    pub as_root: bool,
 }
 
 impl<'a> Run<'a> {
     pub fn new(deadline: Duration, cancel: &'a Cancel) -> Self {
         let limits = Limits::default();
         let (cwd, watch) = (None, None);
-        Run { deadline, cancel, limits, cwd, writes: &[], inherit: &[], env: &[], ok: &[0], watch }
+        Run {
+            deadline,
+            cancel,
+            limits,
+            cwd,
+            writes: &[],
+            inherit: &[],
+            env: &[],
+            ok: &[0],
+            watch,
+            as_root: false,
+        }
     }
 }
 
@@ -208,6 +225,9 @@ impl Tools {
         }
         let (begin, writes) = (Instant::now(), opts.writes);
         tracing::debug!(%tool, ?args, "tool starts");
+        let sudo = [&[OsStr::new("-n"), path.as_os_str()], args].concat();
+        let as_root = opts.as_root && !rustix::process::geteuid().is_root();
+        let (path, args) = if as_root { (Path::new(SUDO), &sudo[..]) } else { (path, args) };
         let io = |source| Err(ToolError::Io { tool, what: "starting it", source });
         let run = || Ok(supervise(tool, path, args, &mut opts));
         let out = step(Effect::Child, writes, run).unwrap_or_else(io);
