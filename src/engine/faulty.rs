@@ -78,6 +78,7 @@ impl<E: Engine> Engine for Faulty<E> {
         staged(job: JobId) -> Result<Vec<Object>>;
         dead() -> Result<Vec<Object>>;
         attach(at: &Place, access: Access) -> Result<Attachment>;
+        rounded(size: Bytes) -> Result<Bytes>;
         record(job: JobId, record: Record) -> Result<Option<Vec<u8>>>;
         done() -> Result<Vec<Finished>>;
         weight(at: &Place) -> Result<Bytes>;
@@ -93,10 +94,11 @@ impl<E: Engine> Engine for Faulty<E> {
         create(owner: &OwnerLease, n: u32, spec: &Spec) -> Result<Object>;
         adopt(owner: &OwnerLease, n: u32, name: &Name) -> Result<Object>;
         flush(owner: &OwnerLease, n: u32) -> Result<()>;
+        detach(at: &Place) -> Result<()>;
         resize(lease: &SlabLease, at: &Place, to: Bytes) -> Result<()>;
         end(owner: &OwnerLease) -> Result<()>;
         put_record(owner: &OwnerLease, record: Record, bytes: &[u8]) -> Result<()>;
-        close(owner: &OwnerLease) -> Result<()>;
+        close(lock: &DomainLock, owner: &OwnerLease) -> Result<()>;
         fence(lock: &DomainLock, job: JobId) -> Result<()>;
         acknowledge(lock: &DomainLock, job: JobId) -> Result<()>;
         forget(lock: &DomainLock, job: JobId) -> Result<()>;

@@ -285,6 +285,9 @@ impl Engine for MemEngine {
                 }
                 Spec::Dir => (Kind::Dir, None),
                 Spec::Link(t) => (Kind::Link(t.clone()), None),
+                Spec::Pool(_) | Spec::Thin { .. } | Spec::Clone(_) => {
+                    return Err(EngineError::Unsupported { engine: "mem", what: "make pools" });
+                }
             };
             s.insert(key(&at), kind, slab);
             Ok(())
@@ -345,7 +348,7 @@ impl Engine for MemEngine {
         })
     }
 
-    fn close(&self, owner: &OwnerLease) -> Result<()> {
+    fn close(&self, _lock: &DomainLock, owner: &OwnerLease) -> Result<()> {
         self.change(Effect::Rename, "done", |s| {
             let bytes = s.areas.get_mut(&owner.job()).and_then(|a| a.remove("commit"));
             let bytes = bytes.ok_or_else(|| EngineError::Absent(format!("the commit of {}", owner.job())))?;

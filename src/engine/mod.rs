@@ -14,9 +14,9 @@ pub mod faulty;
 pub mod file;
 pub mod mem;
 
-use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
+use crate::lock::{DomainLock, JobId, LockError, OwnerLease, SlabLease};
 use crate::sys::effect::Failure;
-use crate::sys::{Bytes, Class};
+use crate::sys::{Bytes, Class, ToolError};
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Debug, Display};
 use std::path::PathBuf;
@@ -149,6 +149,8 @@ pub enum Kind {
     File,
     Dir,
     Link(String),
+    /// Space that slabs share.
+    Pool,
     /// Nothing an image can be.
     Other,
 }
@@ -168,11 +170,20 @@ pub struct Object {
 /// What to make.
 #[derive(Clone, Debug)]
 pub enum Spec {
-    /// A slab that reads zero.
+    /// A slab of its own; it reads zero where the capabilities say so.
     File(Bytes),
     Dir,
     /// A tag that points to another name, as text.
     Link(String),
+    /// Space that several slabs share as they are written.
+    Pool(Bytes),
+    /// A slab in a pool. It reads zero.
+    Thin {
+        pool: Name,
+        size: Bytes,
+    },
+    /// A slab that reads as another one in a pool does now, and shares its space.
+    Clone(Name),
 }
 
 /// The manager's records. The first two live and die with a job's staging area.
@@ -248,6 +259,20 @@ pub enum EngineError {
     Crosses(String),
     #[error("no space left for {0}")]
     NoSpace(String),
+    /// A process, or another host, has it open.
+    #[error("{what} is in use by {by}; nothing was changed")]
+    InUse { what: String, by: String },
+    /// Somebody without the domain lock writes to what only its holder may write to.
+    #[error(
+        "{what} was changed by a program that does not hold its lock; stop that program, then run `onesdm doctor`"
+    )]
+    Foreign { what: String },
+    #[error("{what} is damaged: {why}")]
+    Damaged { what: String, why: String },
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
     #[error("{engine} storage cannot {what}")]
     Unsupported { engine: &'static str, what: &'static str },
     #[error("{what}: {source}")]
@@ -268,6 +293,10 @@ impl EngineError {
             EngineError::Exists(_) | EngineError::Changed(_) => Class::Busy,
             EngineError::Crosses(_) | EngineError::Unsupported { .. } => Class::Unsupported,
             EngineError::NoSpace(_) => Class::Internal,
+            EngineError::InUse { .. } => Class::InUse,
+            EngineError::Foreign { .. } | EngineError::Damaged { .. } => Class::Integrity,
+            EngineError::Tool(e) => e.class(),
+            EngineError::Lock(e) => e.class(),
             EngineError::Io { source, .. } => Class::of_io(source),
         }
     }
@@ -287,6 +316,10 @@ pub trait Engine: Debug + Send + Sync {
     /// Probed by doing, in a staging area of `owner`; not needed for any other call to work.
     fn capabilities(&self, owner: &OwnerLease) -> Result<Capabilities>;
     fn usage(&self) -> Result<Usage>;
+    /// The size of a slab that is asked for with this size: storage gives space in pieces.
+    fn rounded(&self, size: Bytes) -> Result<Bytes> {
+        Ok(size)
+    }
 
     /// The domain's header, `None` when this storage is no domain yet.
     fn header(&self) -> Result<Option<Vec<u8>>>;
@@ -310,6 +343,10 @@ pub trait Engine: Debug + Send + Sync {
     fn staged(&self, job: JobId) -> Result<Vec<Object>>;
     fn dead(&self) -> Result<Vec<Object>>;
     fn attach(&self, at: &Place, access: Access) -> Result<Attachment>;
+    /// This host needs an object's bytes no longer. What was never attached is no error.
+    fn detach(&self, _at: &Place) -> Result<()> {
+        Ok(())
+    }
 
     /// Opens the owner's staging area.
     fn begin(&self, owner: &OwnerLease) -> Result<()>;
@@ -320,7 +357,7 @@ pub trait Engine: Debug + Send + Sync {
     fn adopt(&self, owner: &OwnerLease, n: u32, name: &Name) -> Result<Object>;
     /// Makes a staged object and all below it durable, as the process sees it now.
     fn flush(&self, owner: &OwnerLease, n: u32) -> Result<()>;
-    /// Grows or shrinks a slab, in place; new bytes read zero.
+    /// Grows or shrinks a slab, in place; new bytes read zero where new slabs do.
     fn resize(&self, lease: &SlabLease, at: &Place, to: Bytes) -> Result<()>;
     /// Removes the owner's staging area: content, then records, then the area.
     fn end(&self, owner: &OwnerLease) -> Result<()>;
@@ -332,7 +369,7 @@ pub trait Engine: Debug + Send + Sync {
     /// At most 1 MiB of it; absent is not an error.
     fn record(&self, job: JobId, record: Record) -> Result<Option<Vec<u8>>>;
     /// Turns the owner's commit record into a done record.
-    fn close(&self, owner: &OwnerLease) -> Result<()>;
+    fn close(&self, lock: &DomainLock, owner: &OwnerLease) -> Result<()>;
     fn done(&self) -> Result<Vec<Finished>>;
     /// Marks a done record: somebody came to know what the job made. Absent is not an error.
     fn acknowledge(&self, lock: &DomainLock, job: JobId) -> Result<()>;

@@ -201,6 +201,21 @@ fn spoken_for() -> Option<JobId> {
     *SPOKEN_FOR.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// One backend for a domain and for its engine, which takes the domain lock for calls without one.
+impl<T: LockBackend + ?Sized> LockBackend for std::sync::Arc<T> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+
+    fn try_acquire(&self, id: &LeaseId, mode: Mode) -> Result<Box<dyn Held>, LockError> {
+        (**self).try_acquire(id, mode)
+    }
+
+    fn is_held(&self, id: &LeaseId) -> Result<bool, LockError> {
+        (**self).is_held(id)
+    }
+}
+
 /// What a backend keeps alive while the lease lasts; dropping it releases.
 pub trait Held: Debug + Send + Sync {
     /// `Lost` when what was locked is no longer what everybody locks.

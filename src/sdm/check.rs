@@ -88,7 +88,7 @@ fn tree(domain: &Domain, objects: Vec<Object>, depth: u32, out: &mut Vec<Problem
             }
             // Two levels are all the layouts use below an image; directory images go deeper.
             Kind::Dir if depth < 2 => tree(domain, domain.engine.list(Some(name))?, depth + 1, out)?,
-            Kind::Dir | Kind::File => {}
+            Kind::Dir | Kind::File | Kind::Pool => {}
         }
     }
     Ok(())

@@ -78,7 +78,7 @@ pub fn settle(domain: &Domain, dead: &OwnerLease, by: &Job) -> Result<Settled> {
             Some(c) => match work::decided(engine, &c)? {
                 Some(true) => {
                     work::finish(engine, &lock, &c)?;
-                    engine.close(dead)?;
+                    engine.close(&lock, dead)?;
                     Settled::Finished
                 }
                 Some(false) => undo(engine, &lock, job, false)?,

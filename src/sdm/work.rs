@@ -214,7 +214,7 @@ impl<'a> Work<'a> {
         }
         self.committed = true;
         finish(engine, &lock, &commit)?;
-        if let Err(e) = engine.close(&self.owner) {
+        if let Err(e) = engine.close(&lock, &self.owner) {
             // All is done and durable; whoever settles writes that down.
             self.job.tell(What::Warning { text: format!("left for the collector: {e}") });
             return Ok(());
@@ -304,7 +304,9 @@ fn take(
     job: JobId,
     step: &Step,
 ) -> std::result::Result<(), EngineError> {
-    let has = |at: &Place, id: &Identity| Ok(engine.look(at)?.is_some_and(|o| o.id == *id));
+    let has = |at: &Place, id: &Identity| -> std::result::Result<bool, EngineError> {
+        Ok(engine.look(at)?.is_some_and(|o| o.id == *id))
+    };
     match step {
         Step::Publish { from, id, to } => {
             if has(&Place::Public(to.clone()), id)? {

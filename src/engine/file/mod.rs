@@ -249,6 +249,9 @@ impl Engine for FileEngine {
                 .and_then(|f| if size.0 == 0 { Ok(()) } else { fs::set_len(&f, &self.full(&at), size.0) }),
             Spec::Dir => spot.dir.mkdir(&spot.name, 0o777, false),
             Spec::Link(target) => spot.dir.symlink(OsStr::new(target), &spot.name),
+            Spec::Pool(_) | Spec::Thin { .. } | Spec::Clone(_) => {
+                return Err(EngineError::Unsupported { engine: "file", what: "make pools" });
+            }
         }
         .map_err(io_error(&at))?;
         self.look(&at)?.ok_or_else(|| EngineError::Absent(at.to_string()))
@@ -296,7 +299,7 @@ impl Engine for FileEngine {
         self.read_record(job, record)
     }
 
-    fn close(&self, owner: &OwnerLease) -> Result<()> {
+    fn close(&self, _lock: &DomainLock, owner: &OwnerLease) -> Result<()> {
         self.commit_to_done(owner.job())
     }
 
