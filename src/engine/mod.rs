@@ -12,6 +12,7 @@ pub mod conformance;
 #[cfg(any(test, feature = "failpoints"))]
 pub mod faulty;
 pub mod file;
+pub mod lvm;
 pub mod mem;
 
 use crate::lock::{DomainLock, JobId, LockError, OwnerLease, SlabLease};

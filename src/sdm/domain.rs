@@ -3,6 +3,7 @@
 use super::record::{self, FORMAT, Header};
 use super::{Result, SdmError};
 use crate::engine::file::FileEngine;
+use crate::engine::lvm::LvmEngine;
 use crate::engine::mem::MemEngine;
 use crate::engine::{Engine, EngineError};
 use crate::lock::{LeaseId, LockBackend, LockError, MemLocks, OfdLocks, SanlockLocks, sanlock};
@@ -128,13 +129,32 @@ impl Domain {
 
     /// A domain in memory. Clones of the engine and the locks are other hosts on the same storage.
     pub fn in_memory(engine: &MemEngine, locks: &MemLocks) -> Result<Domain> {
+        Self::on(Box::new(engine.clone()), Box::new(locks.clone()), "memory")
+    }
+
+    /// The domain in a volume group, made if there is none. The engine has the same locks.
+    pub fn in_group(engine: LvmEngine, locks: Box<dyn LockBackend>) -> Result<Domain> {
+        let place = format!("volume group {}", engine.group());
         if engine.header()?.is_none() {
-            init(engine, engine.lock_backend())?;
+            init(&engine, locks.name())?;
         }
-        let place = "memory".to_owned();
+        if let Some(header) = read_header(&engine, &place)? {
+            engine.mark(header.id)?;
+        }
+        let d = Self::on(Box::new(engine), locks, &place)?;
+        d.usable()?;
+        Ok(d)
+    }
+
+    /// The domain on any engine, made if there is none.
+    fn on(engine: Box<dyn Engine>, locks: Box<dyn LockBackend>, place: &str) -> Result<Domain> {
+        if engine.header()?.is_none() {
+            init(&*engine, locks.name())?;
+        }
+        let place = place.to_owned();
         let header =
-            read_header(engine, &place)?.ok_or_else(|| SdmError::NotADomain { place: place.clone() })?;
-        Ok(Domain { place, header, engine: Box::new(engine.clone()), locks: Box::new(locks.clone()) })
+            read_header(&*engine, &place)?.ok_or_else(|| SdmError::NotADomain { place: place.clone() })?;
+        Ok(Domain { place, header, engine, locks })
     }
 }
 

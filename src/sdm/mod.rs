@@ -10,6 +10,8 @@ pub mod event;
 pub mod gc;
 pub mod job;
 pub mod known;
+#[cfg(test)]
+mod lvm_tests;
 pub mod record;
 pub mod remove;
 pub mod settle;

@@ -1,0 +1,126 @@
+//! How a volume becomes a device of this host, and whose it is meanwhile.
+
+use super::group::{Change, Group};
+use super::view::{View, Volume};
+use super::{Access, EngineError, Result};
+use std::fmt::{self, Debug, Display};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// One life of a host: what it made active in an earlier life is active no more. A lock backend that
+/// numbers hosts has both; a host alone is number 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    pub id: String,
+    pub generation: u64,
+}
+
+impl Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.id, self.generation)
+    }
+}
+
+impl FromStr for Host {
+    type Err = ();
+    fn from_str(s: &str) -> std::result::Result<Host, ()> {
+        let (id, generation) = s.rsplit_once('.').ok_or(())?;
+        Ok(Host { id: id.to_owned(), generation: generation.parse().map_err(|_| ())? })
+    }
+}
+
+/// What is known of other hosts.
+pub trait Peers: Debug + Send + Sync {
+    /// Proven, not guessed: a host that only went silent may write when it wakes.
+    fn is_dead(&self, host: &Host) -> bool;
+}
+
+/// Nothing is known: what another host has active stays its own.
+#[derive(Debug)]
+pub struct Unknown;
+
+impl Peers for Unknown {
+    fn is_dead(&self, _host: &Host) -> bool {
+        false
+    }
+}
+
+/// Makes devices.
+pub(super) trait Mapper: Debug + Send + Sync {
+    /// Words that every command begins with.
+    fn flags(&self) -> &'static [&'static str] {
+        &[]
+    }
+    /// Whether a command that makes a volume may make its device, too.
+    fn creates(&self) -> bool {
+        true
+    }
+    /// The device, made if need be.
+    fn open(&self, group: &Group, volume: &str) -> Result<PathBuf>;
+    /// Takes it away. It may be gone already.
+    fn close(&self, group: &Group, volume: &str) -> Result<()>;
+}
+
+/// The kernel's device mapper.
+#[derive(Debug)]
+pub(super) struct DeviceMapper;
+
+impl Mapper for DeviceMapper {
+    fn open(&self, group: &Group, volume: &str) -> Result<PathBuf> {
+        let path = PathBuf::from(format!("/dev/{}", group.path(volume)));
+        if !path.exists() {
+            group.apply(&Change::Device { volume: volume.to_owned(), on: true })?;
+        }
+        Ok(path)
+    }
+
+    fn close(&self, group: &Group, volume: &str) -> Result<()> {
+        group.apply(&Change::Device { volume: volume.to_owned(), on: false })
+    }
+}
+
+const ACTIVE: &str = "sdm.active.";
+const READS: &str = "sdm.reads.";
+
+pub(super) fn host_tag(host: &Host) -> String {
+    format!("sdm.host.{host}")
+}
+
+/// Says who may have a volume's device, before it is made.
+pub(super) fn active_tag(host: &Host, access: Access) -> String {
+    format!("{}{host}", if access == Access::Write { ACTIVE } else { READS })
+}
+
+fn owner(tag: &str) -> Option<(Host, Access)> {
+    let write = tag.strip_prefix(ACTIVE).map(|h| (h, Access::Write));
+    let (host, access) = write.or_else(|| tag.strip_prefix(READS).map(|h| (h, Access::Read)))?;
+    Some((host.parse().ok()?, access))
+}
+
+/// The tags of this host's lives, and of lives that are proven over.
+pub(super) fn ended(v: &Volume, us: &Host, peers: &dyn Peers) -> Vec<String> {
+    let over = |h: &Host| h.id == us.id || peers.is_dead(h);
+    v.tags.iter().filter(|t| owner(t).is_some_and(|(h, _)| over(&h))).cloned().collect()
+}
+
+/// Refuses what another living host may have open: with a pool every volume in it, since two hosts
+/// that both have a pool active destroy it.
+pub(super) fn nobody_else(
+    view: &View,
+    v: &Volume,
+    us: &Host,
+    peers: &dyn Peers,
+    access: Access,
+) -> Result<()> {
+    let pool = v.pool.as_deref().or(v.is_pool.then_some(v.name.as_str()));
+    let together = |w: &Volume| pool.is_some_and(|p| w.name == p || w.pool.as_deref() == Some(p));
+    for w in view.volumes.iter().filter(|w| w.name == v.name || together(w)) {
+        for (host, has) in w.tags.iter().filter_map(|t| owner(t)) {
+            let apart = access == Access::Read && has == Access::Read && pool.is_none();
+            if host.id != us.id && !apart && !peers.is_dead(&host) {
+                return Err(EngineError::InUse { what: w.name.clone(), by: format!("host {host}") });
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,219 @@
+//! A volume group as a domain: slab = logical volume, tag = its public name. Every change of the
+//! group's metadata is one LVM commit, made under the domain lock by whoever holds it: calls that are
+//! given no lock take it. `docs/format.md`, section 8.
+
+mod group;
+#[cfg(test)]
+mod hosts_tests;
+mod map;
+mod meta;
+#[cfg(test)]
+mod sudoers_tests;
+#[cfg(test)]
+pub(crate) mod tests;
+mod verbs;
+mod view;
+
+pub use map::{Host, Peers, Unknown};
+
+use super::{
+    Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Identity, Kind, Name,
+    Object, Place, Record, Result, Spec, Usage,
+};
+use crate::lock::{self, DomainLock, LockBackend};
+use crate::sys::{Cancel, Tools};
+use group::{Change, Group, How};
+use map::{DeviceMapper, Mapper};
+use meta::Meta;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use view::{META, View, Volume};
+
+/// Where a volume is born that is not a job's.
+const FIRST: &str = "sdm-init";
+/// Less room than this for the group's own metadata is none.
+const METADATA_MIN: u64 = 32 << 10;
+
+/// A volume group and who works on it.
+#[derive(Debug)]
+pub struct Options {
+    pub group: String,
+    /// Devices that LVM may look at, as paths below `/dev`. Empty: those of the host's own configuration.
+    pub devices: Vec<PathBuf>,
+    pub host: Host,
+    pub peers: Box<dyn Peers>,
+    pub tools: Tools,
+    /// The domain's: calls without a lock of their caller take it here.
+    pub locks: Arc<dyn LockBackend>,
+    /// How long they wait for it.
+    pub wait: Duration,
+    /// The longest one command may take.
+    pub deadline: Duration,
+    pub cancel: Cancel,
+}
+
+#[derive(Debug)]
+pub struct LvmEngine {
+    group: Group,
+    host: Host,
+    peers: Box<dyn Peers>,
+    locks: Arc<dyn LockBackend>,
+    wait: Duration,
+    cancel: Cancel,
+    mapper: Box<dyn Mapper>,
+    meta: Mutex<Option<Arc<Meta>>>,
+}
+
+impl LvmEngine {
+    /// Names a group; it is looked at by the first call.
+    pub fn open(options: Options) -> Result<LvmEngine> {
+        Self::with(options, Box::new(DeviceMapper))
+    }
+
+    fn with(o: Options, mapper: Box<dyn Mapper>) -> Result<LvmEngine> {
+        let fits = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+        if o.host.id.is_empty() || o.host.id.len() > 64 || !o.host.id.chars().all(fits) {
+            return Err(EngineError::BadName { name: o.host.id, why: "not one that a tag can hold" });
+        }
+        let group = Group::new(&o.group, &o.devices, o.tools, o.deadline, o.cancel.clone(), mapper.flags())?;
+        let (host, peers, locks, wait, cancel) = (o.host, o.peers, o.locks, o.wait, o.cancel);
+        Ok(LvmEngine { group, host, peers, locks, wait, cancel, mapper, meta: Mutex::default() })
+    }
+
+    pub fn group(&self) -> &str {
+        &self.group.name
+    }
+
+    /// Marks the group as this domain, for people and for other programs.
+    pub fn mark(&self, domain: uuid::Uuid) -> Result<()> {
+        let tag = format!("sdm.domain.{domain}");
+        if self.group.view()?.tags.contains(&tag) {
+            return Ok(());
+        }
+        let lock = self.lock()?;
+        let view = self.settled(&lock)?;
+        self.commit(&lock, &view, &[Change::TagGroup(tag)]).map(drop)
+    }
+
+    fn lock(&self) -> Result<DomainLock> {
+        Ok(lock::domain_lock(&*self.locks, self.wait, &self.cancel)?)
+    }
+
+    /// The records, which the group of a domain has.
+    fn meta(&self) -> Result<Arc<Meta>> {
+        let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(m) = &*meta {
+            return Ok(Arc::clone(m));
+        }
+        if self.group.view()?.named(META).is_none() {
+            return Err(EngineError::Absent(self.group.path(META)));
+        }
+        let m = Arc::new(Meta::open(&self.mapper.open(&self.group, META)?)?);
+        *meta = Some(Arc::clone(&m));
+        Ok(m)
+    }
+
+    /// The group as it is when everything decided is done. Holding the lock allows to do it.
+    fn settled(&self, lock: &DomainLock) -> Result<View> {
+        lock.still_held()?;
+        let mut view = self.group.view()?;
+        while let Some((new, name, grave)) = view.unfinished() {
+            let mut changes = Vec::new();
+            if let Some(old) = view.named(name.as_str()) {
+                changes.extend(Self::burial(old, &grave)?);
+            }
+            changes.push(Change::Rename { from: new.name.clone(), to: name.as_str().to_owned() });
+            view = self.commit(lock, &view, &changes)?;
+        }
+        Ok(view)
+    }
+
+    /// Changes of the group's metadata, one after the other, and what the group is then.
+    fn commit(&self, lock: &DomainLock, before: &View, changes: &[Change]) -> Result<View> {
+        let (mut least, mut most) = (before.seqno, before.seqno);
+        for change in changes {
+            lock.still_held()?;
+            self.group.apply(change)?;
+            least += change.commits().start();
+            most += change.commits().end();
+        }
+        // Lost while a command ran: another host may have written what that command wrote over.
+        lock.still_held()?;
+        let after = self.group.view()?;
+        // A writer that read the same state as we did has undone our commit, or we its.
+        if (least..=most).contains(&after.seqno) && after.group == before.group {
+            Ok(after)
+        } else {
+            Err(EngineError::Foreign { what: format!("volume group {}", self.group.name) })
+        }
+    }
+
+    /// Gives a volume the name of a tombstone. When it was buried counts only for kept ones.
+    fn burial(v: &Volume, grave: &Grave) -> Result<Vec<Change>> {
+        let to = view::volume_name(&Place::Dead(*grave))?;
+        let mut changes = Vec::new();
+        if grave.keep {
+            let add = vec![view::buried_tag(jiff::Timestamp::now().as_second())];
+            changes.push(Change::Tag { volume: v.name.clone(), add, del: v.buried_tags() });
+        }
+        changes.push(Change::Rename { from: v.name.clone(), to });
+        Ok(changes)
+    }
+
+    /// Compares, renames to a free name, verifies; puts back what was not meant.
+    fn rename(&self, lock: &DomainLock, from: &Place, id: Identity, to: &Place) -> Result<()> {
+        let target = view::volume_name(to)?;
+        let view = self.settled(lock)?;
+        let v = view.expect(from, id)?;
+        if view.at(to).is_some() {
+            return Err(EngineError::Exists(to.to_string()));
+        }
+        let changes = match to {
+            Place::Dead(grave) => Self::burial(v, grave)?,
+            _ => vec![Change::Rename { from: v.name.clone(), to: target.clone() }],
+        };
+        let (after, done) = match self.commit(lock, &view, &changes) {
+            Ok(after) => (after, Ok(())),
+            Err(e) => (self.group.view()?, Err(e)),
+        };
+        match after.expect(to, id) {
+            Err(EngineError::Changed(_)) => {
+                self.group.apply(&Change::Rename { from: target, to: v.name.clone() })?;
+                Err(EngineError::Changed(from.to_string()))
+            }
+            r => done.and(r.map(drop)),
+        }
+    }
+
+    fn nobody_else(&self, view: &View, v: &Volume, access: Access) -> Result<()> {
+        map::nobody_else(view, v, &self.host, &*self.peers, access)
+    }
+
+    /// The least size in whole extents that holds `size`.
+    fn whole(view: &View, size: Bytes) -> Bytes {
+        Bytes(size.0.max(1).next_multiple_of(view.extent.max(1)))
+    }
+
+    /// Room for `size` bytes of volumes and for the metadata that describes them.
+    fn room(view: &View, size: Bytes, what: impl std::fmt::Display) -> Result<()> {
+        if size > view.free {
+            return Err(EngineError::NoSpace(what.to_string()));
+        }
+        if view.metadata_free.0 < METADATA_MIN {
+            return Err(EngineError::NoSpace(format!("{what} in the metadata area of the volume group")));
+        }
+        Ok(())
+    }
+
+    /// Removes a volume, with its device on this host; one that a process has open is refused.
+    fn remove(&self, lock: &DomainLock, view: &View, v: &Volume) -> Result<View> {
+        self.nobody_else(view, v, Access::Write)?;
+        if v.is_pool && view.volumes.iter().any(|w| w.pool.as_deref() == Some(&v.name)) {
+            let by = "volumes in it".to_owned();
+            return Err(EngineError::InUse { what: format!("pool {}", v.name), by });
+        }
+        let thin = v.pool.is_some() || v.is_pool;
+        self.commit(lock, view, &[Change::Remove { volume: v.name.clone(), thin }])
+    }
+}

@@ -1,0 +1,328 @@
+//! The engine's calls on a volume group.
+
+use super::{
+    Access, Attachment, Bytes, Capabilities, Change, Engine, EngineError, FIRST, Finished, Grave, How,
+    Identity, LvmEngine, META, Name, Object, Place, Record, Result, Spec, Usage, map, meta, view,
+};
+use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
+use crate::sys::fs;
+use std::fs::File;
+
+fn cannot<T>(what: &'static str) -> Result<T> {
+    Err(EngineError::Unsupported { engine: "lvm", what })
+}
+
+impl Engine for LvmEngine {
+    fn name(&self) -> &'static str {
+        "lvm"
+    }
+
+    fn lock_backend(&self) -> &'static str {
+        "sanlock"
+    }
+
+    fn capabilities(&self, _owner: &OwnerLease) -> Result<Capabilities> {
+        Ok(Capabilities { noreplace: true, direct: true, ..Capabilities::default() })
+    }
+
+    fn usage(&self) -> Result<Usage> {
+        let v = self.group.view()?;
+        Ok(Usage { total: v.size, free: v.free, used: Bytes(v.size.0.saturating_sub(v.free.0)) })
+    }
+
+    fn rounded(&self, size: Bytes) -> Result<Bytes> {
+        Ok(Self::whole(&self.group.view()?, size))
+    }
+
+    fn header(&self) -> Result<Option<Vec<u8>>> {
+        match self.meta() {
+            Err(EngineError::Absent(_)) => Ok(None),
+            m => m?.header(),
+        }
+    }
+
+    /// The volume of the records appears empty, by one rename.
+    fn prepare(&self) -> Result<u64> {
+        let lock = self.lock()?;
+        let mut view = self.settled(&lock)?;
+        if view.named(META).is_none() {
+            if view.named(FIRST).is_none() {
+                let size = Self::whole(&view, Bytes(meta::SIZE));
+                Self::room(&view, size, "the records of a domain")?;
+                let (name, how, activate) = (FIRST.to_owned(), How::Linear(size), self.mapper.creates());
+                view = self.commit(&lock, &view, &[Change::Create { name, how, tags: vec![], activate }])?;
+            }
+            meta::Meta::open(&self.mapper.open(&self.group, FIRST)?)?.clear()?;
+            self.mapper.close(&self.group, FIRST)?;
+            let (from, to) = (FIRST.to_owned(), META.to_owned());
+            view = self.commit(&lock, &view, &[Change::Rename { from, to }])?;
+        }
+        Ok(view.area())
+    }
+
+    fn init(&self, header: &[u8]) -> Result<()> {
+        let _lock = self.lock()?;
+        let meta = self.meta()?;
+        if meta.header()?.is_none() { meta.put_header(header) } else { Ok(()) }
+    }
+
+    fn put_header(&self, header: &[u8]) -> Result<()> {
+        let _lock = self.lock()?;
+        self.meta()?.put_header(header)
+    }
+
+    fn area_id(&self) -> Result<u64> {
+        Ok(self.group.view()?.area())
+    }
+
+    fn look(&self, at: &Place) -> Result<Option<Object>> {
+        match view::volume_name(at) {
+            // A name that no volume can have is nobody's.
+            Err(EngineError::Absent(_) | EngineError::BadName { .. }) => return Ok(None),
+            r => r.map(drop)?,
+        }
+        let view = self.group.view()?;
+        Ok(view.at(at).and_then(|v| view.object(v)))
+    }
+
+    fn list(&self, inside: Option<&Name>) -> Result<Vec<Object>> {
+        if inside.is_some() {
+            return Ok(Vec::new());
+        }
+        Ok(self.group.view()?.objects(|p| matches!(p, Place::Public(_))))
+    }
+
+    fn jobs(&self) -> Result<Vec<JobId>> {
+        let mut jobs = self.meta()?.jobs()?;
+        jobs.extend(self.group.view()?.jobs());
+        jobs.sort_unstable();
+        jobs.dedup();
+        Ok(jobs)
+    }
+
+    fn staged(&self, job: JobId) -> Result<Vec<Object>> {
+        Ok(self.group.view()?.objects(|p| matches!(p, Place::Staged(j, _) if *j == job)))
+    }
+
+    fn dead(&self) -> Result<Vec<Object>> {
+        Ok(self.group.view()?.objects(|p| matches!(p, Place::Dead(_))))
+    }
+
+    fn attach(&self, at: &Place, access: Access) -> Result<Attachment> {
+        let absent = || EngineError::Absent(at.to_string());
+        let tag = [map::active_tag(&self.host, access)];
+        let write = map::active_tag(&self.host, Access::Write);
+        let ours = |v: &super::Volume| v.tags.contains(&tag[0]) || v.tags.contains(&write);
+        let view = self.group.view()?;
+        let mut v = view.at(at).ok_or_else(absent)?.clone();
+        if !ours(&v) {
+            let lock = self.lock()?;
+            let view = self.settled(&lock)?;
+            v = view.at(at).ok_or_else(absent)?.clone();
+            self.nobody_else(&view, &v, access)?;
+            if !ours(&v) {
+                let (add, del) = (tag.to_vec(), map::ended(&v, &self.host, &*self.peers));
+                self.commit(&lock, &view, &[Change::Tag { volume: v.name.clone(), add, del }])?;
+            }
+        }
+        Ok(Attachment { path: self.mapper.open(&self.group, &v.name)? })
+    }
+
+    fn detach(&self, at: &Place) -> Result<()> {
+        let lock = self.lock()?;
+        let view = self.settled(&lock)?;
+        let Some(v) = view.at(at) else { return Ok(()) };
+        self.mapper.close(&self.group, &v.name)?;
+        let (add, del) = (Vec::new(), map::ended(v, &self.host, &*self.peers));
+        if del.is_empty() {
+            return Ok(());
+        }
+        self.commit(&lock, &view, &[Change::Tag { volume: v.name.clone(), add, del }]).map(drop)
+    }
+
+    fn begin(&self, owner: &OwnerLease) -> Result<()> {
+        let job = owner.job();
+        let lock = self.lock()?;
+        if self.settled(&lock)?.jobs().any(|j| j == job) {
+            return Err(EngineError::Exists(format!("the staging area of {job}")));
+        }
+        self.meta()?.begin(job)
+    }
+
+    fn create(&self, owner: &OwnerLease, n: u32, spec: &Spec) -> Result<Object> {
+        let at = Place::Staged(owner.job(), n);
+        let name = view::volume_name(&at)?;
+        let activate = self.mapper.creates();
+        if !activate && matches!(spec, Spec::Pool(_) | Spec::Thin { .. } | Spec::Clone(_)) {
+            return cannot("make pools without the kernel's device mapper");
+        }
+        let lock = self.lock()?;
+        let view = self.settled(&lock)?;
+        if !self.meta()?.jobs()?.contains(&owner.job()) {
+            return Err(EngineError::Absent(at.to_string()));
+        }
+        if view.at(&at).is_some() {
+            return Err(EngineError::Exists(at.to_string()));
+        }
+        // A pool is where thin volumes are made: on the host that has it active.
+        let volume = |name: &Name| {
+            let v = view.at(&Place::Public(name.clone()));
+            let v = v.ok_or_else(|| EngineError::Absent(name.to_string()))?;
+            self.nobody_else(&view, v, Access::Write).map(|()| v)
+        };
+        let (how, needs) = match spec {
+            Spec::File(s) => (How::Linear(Self::whole(&view, *s)), Self::whole(&view, *s)),
+            Spec::Pool(s) => (How::Pool(Self::whole(&view, *s)), Self::whole(&view, *s)),
+            Spec::Thin { pool, size } => {
+                (How::Thin { pool: volume(pool)?.name.clone(), size: Self::whole(&view, *size) }, Bytes(0))
+            }
+            Spec::Clone(of) => {
+                let v = volume(of)?;
+                if v.pool.is_none() {
+                    return cannot("clone a volume outside a pool");
+                }
+                (How::Snapshot(v.name.clone()), Bytes(0))
+            }
+            Spec::Dir | Spec::Link(_) => return cannot("have directories and links"),
+        };
+        Self::room(&view, needs, &at)?;
+        let tags = vec![map::host_tag(&self.host), map::active_tag(&self.host, Access::Write)];
+        let after = self.commit(&lock, &view, &[Change::Create { name, how, tags, activate }])?;
+        after.at(&at).and_then(|v| after.object(v)).ok_or_else(|| EngineError::Absent(at.to_string()))
+    }
+
+    fn adopt(&self, _owner: &OwnerLease, _n: u32, _name: &Name) -> Result<Object> {
+        cannot("give a volume a second name")
+    }
+
+    fn flush(&self, owner: &OwnerLease, n: u32) -> Result<()> {
+        let at = Place::Staged(owner.job(), n);
+        let path = self.attach(&at, Access::Write)?.path;
+        let io = |source| EngineError::Io { what: format!("flushing {at}"), source };
+        let file = File::options().write(true).open(&path).map_err(io)?;
+        fs::sync_file(&file, &path).map_err(io)
+    }
+
+    fn resize(&self, _lease: &SlabLease, at: &Place, to: Bytes) -> Result<()> {
+        let lock = self.lock()?;
+        let view = self.settled(&lock)?;
+        let v = view.at(at).ok_or_else(|| EngineError::Absent(at.to_string()))?;
+        self.nobody_else(&view, v, Access::Write)?;
+        let to = Self::whole(&view, to);
+        if to == v.size {
+            return Ok(());
+        }
+        if v.pool.is_none() {
+            Self::room(&view, Bytes(to.0.saturating_sub(v.size.0)), at)?;
+        }
+        let change = Change::Resize { volume: v.name.clone(), from: v.size, to };
+        let after = self.commit(&lock, &view, &[change])?;
+        match after.at(at) {
+            Some(v) if v.size == to => Ok(()),
+            _ => Err(EngineError::Changed(at.to_string())),
+        }
+    }
+
+    fn end(&self, owner: &OwnerLease) -> Result<()> {
+        let lock = self.lock()?;
+        let mut view = self.settled(&lock)?;
+        let ours = |p: &Place| matches!(p, Place::Staged(j, _) if *j == owner.job());
+        // The last made goes first: it may lie in a pool made before it.
+        for o in view.objects(ours).iter().rev() {
+            if let Some(v) = view.at(&o.place).cloned() {
+                view = self.remove(&lock, &view, &v)?;
+            }
+        }
+        self.meta()?.end(owner.job())
+    }
+
+    fn put_record(&self, owner: &OwnerLease, record: Record, bytes: &[u8]) -> Result<()> {
+        let _lock = self.lock()?;
+        self.meta()?.put_record(owner.job(), record, bytes)
+    }
+
+    fn fence(&self, _lock: &DomainLock, job: JobId) -> Result<()> {
+        self.meta()?.fence(job)
+    }
+
+    fn record(&self, job: JobId, record: Record) -> Result<Option<Vec<u8>>> {
+        self.meta()?.record(job, record)
+    }
+
+    fn close(&self, _lock: &DomainLock, owner: &OwnerLease) -> Result<()> {
+        self.meta()?.close(owner.job(), jiff::Timestamp::now().as_second())
+    }
+
+    fn done(&self) -> Result<Vec<Finished>> {
+        self.meta()?.done()
+    }
+
+    fn acknowledge(&self, _lock: &DomainLock, job: JobId) -> Result<()> {
+        self.meta()?.acknowledge(job)
+    }
+
+    fn forget(&self, _lock: &DomainLock, job: JobId) -> Result<()> {
+        self.meta()?.forget(job)
+    }
+
+    fn publish(&self, lock: &DomainLock, job: JobId, n: u32, id: Identity, to: &Name) -> Result<()> {
+        self.rename(lock, &Place::Staged(job, n), id, &Place::Public(to.clone()))
+    }
+
+    /// Decided by one tag; the rest is tidying, which any holder of the lock would do.
+    fn replace(
+        &self,
+        lock: &DomainLock,
+        (job, n, id): (JobId, u32, Identity),
+        to: &Name,
+        old: Identity,
+        grave: &Grave,
+    ) -> Result<()> {
+        let at = Place::Public(to.clone());
+        view::volume_name(&at)?;
+        let view = self.settled(lock)?;
+        let staged = view.expect(&Place::Staged(job, n), id)?;
+        // What it may be called after is decided by the tag alone.
+        let mut changes = Self::burial(view.expect(&at, old)?, grave)?;
+        let (volume, add, del) = (staged.name.clone(), vec![view::to_tag(to, grave)], Vec::new());
+        changes.insert(0, Change::Tag { volume, add, del });
+        changes.push(Change::Rename { from: staged.name.clone(), to: to.as_str().to_owned() });
+        let after = self.commit(lock, &view, &changes)?;
+        after.expect(&at, id).and(after.expect(&Place::Dead(*grave), old)).map(drop)
+    }
+
+    fn bury(&self, lock: &DomainLock, at: &Place, id: Identity, grave: &Grave) -> Result<()> {
+        self.rename(lock, at, id, &Place::Dead(*grave))
+    }
+
+    fn weight(&self, at: &Place) -> Result<Bytes> {
+        Ok(self.look(at)?.map_or(Bytes(0), |o| o.allocated))
+    }
+
+    /// A rename needs no space of the group: there is nothing to give.
+    fn give_reserve(&self, _lock: &DomainLock) -> Result<()> {
+        Ok(())
+    }
+
+    fn tidy(&self, lock: &DomainLock) -> Result<()> {
+        self.settled(lock).map(drop)
+    }
+
+    fn strays(&self) -> Result<Vec<String>> {
+        Ok(self.group.view()?.strays())
+    }
+
+    /// A commit of LVM is on the medium when its command ends.
+    fn sync(&self, _places: &[Place]) -> Result<()> {
+        Ok(())
+    }
+
+    fn purge(&self, _owner: &OwnerLease, grave: &Grave) -> Result<()> {
+        let lock = self.lock()?;
+        let view = self.settled(&lock)?;
+        match view.at(&Place::Dead(*grave)) {
+            Some(v) => self.remove(&lock, &view, v).map(drop),
+            None => Ok(()),
+        }
+    }
+}
