@@ -1,6 +1,6 @@
 //! A volume group as a domain: slab = logical volume, tag = its public name. Every change of the
 //! group's metadata is one LVM commit, made under the domain lock by whoever holds it: calls that are
-//! given no lock take it. `docs/format.md`, section 8.
+//! given no lock take it. `docs/format.md`, section 9.
 
 mod group;
 #[cfg(test)]

@@ -1,0 +1,83 @@
+//! The micro-VM (tests/bed/vm) as the suite uses it: a test runs another test of this very program there.
+
+use crate::bed;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bed/vm")
+}
+
+/// A disk that reads zero.
+pub fn disk(dir: &Path, name: &str, size: u64) -> PathBuf {
+    let path = dir.join(name);
+    std::fs::File::create(&path).unwrap().set_len(size).unwrap();
+    path
+}
+
+/// Programs for an account that may give some commands as root.
+const SUDO: [&str; 4] = [
+    "/usr/bin/sudo",
+    "/usr/libexec/sudo/sudoers.so",
+    "/lib/x86_64-linux-gnu/security/pam_permit.so",
+    "/usr/bin/true",
+];
+
+/// The machine has an account as OpenNebula's packages make it, and the package's sudoers file.
+const ACCOUNT: &str = r#"
+printf 'root:x:0:0::/:/bin/sh\noneadmin:x:9869:9869::/:/bin/sh\n' >/etc/passwd
+printf 'root:x:0:\ndisk:x:6:oneadmin\noneadmin:x:9869:\n' >/etc/group
+mkdir -p /etc/pam.d /etc/sudoers.d /run/sudo /var/lib
+for kind in auth account session; do echo "$kind required pam_permit.so"; done >/etc/pam.d/sudo
+printf 'passwd: files\ngroup: files\nsudoers: files\n' >/etc/nsswitch.conf
+echo 'root ALL=(ALL) ALL' >/etc/sudoers; echo '@includedir /etc/sudoers.d' >>/etc/sudoers
+printf '%s' "$SUDOERS" >/etc/sudoers.d/onesdm
+chmod 440 /etc/sudoers /etc/sudoers.d/*; chmod 4755 /usr/bin/sudo; chmod 1777 /tmp
+"#;
+
+/// Runs an ignored test of this program in a machine with these disks, as that account.
+pub fn test(name: &str, disks: &[&Path]) -> Output {
+    let program = std::env::current_exe().unwrap();
+    let mut command = Command::new(script());
+    command.args(["run", "-t", "1200", "-f"]).arg(&program);
+    for f in SUDO {
+        command.arg("-f").arg(f);
+    }
+    for d in disks {
+        command.arg("-d").arg(d);
+    }
+    let sudoers = include_str!("../../packaging/sudoers");
+    // What the test itself arranges; the engine has no such right.
+    let own = "oneadmin ALL=(root) NOPASSWD: /usr/sbin/vgcreate, /usr/sbin/vgremove, /usr/sbin/vgck";
+    let full = std::env::var("ONESDM_FULL").unwrap_or_default();
+    let run = format!(
+        "{ACCOUNT}exec su oneadmin -c 'ONESDM_FULL={full} {} --exact --ignored --nocapture {name}'",
+        program.display()
+    );
+    command.args(["--", "env", &format!("SUDOERS={sudoers}\n{own}\n"), "sh", "-c", &run]).output().unwrap()
+}
+
+#[track_caller]
+pub fn passes(name: &str, disks: &[&Path]) {
+    let out = test(name, disks);
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success() && said.contains("1 passed"), "{name}: {said}");
+    println!("{said}");
+}
+
+#[test]
+fn a_machine_runs_a_command_with_its_disk_and_gives_its_output_and_status() {
+    let tmp = bed::scratch();
+    let d = disk(tmp.path(), "d", 1 << 20);
+    let run = |command: &str| {
+        let mut c = Command::new(script());
+        c.args(["run", "-n", "h7", "-d"]).arg(&d).args(["--", "sh", "-c", command]).output().unwrap()
+    };
+    let out = run("hostname; dmsetup version >/dev/null || exit 9; echo hello >/dev/vda; exit 7");
+    let said = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert_eq!(out.status.code(), Some(7), "{said}{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(said.trim(), "h7");
+    assert!(std::fs::read(&d).unwrap().starts_with(b"hello\n"), "what was synced is on the disk");
+    let out = run("echo c >/proc/sysrq-trigger");
+    assert_eq!(out.status.code(), Some(125), "a machine that ends by itself is a failure");
+}
