@@ -329,7 +329,7 @@ pub trait Engine: Debug + Send + Sync {
     /// Makes a domain with this header, after `prepare`. Of several racing makers one wins; all may
     /// read it afterwards.
     fn init(&self, header: &[u8]) -> Result<()>;
-    /// Replaces the header, whole and durable.
+    /// Replaces the header, whole and durable. The caller has the domain lock.
     fn put_header(&self, header: &[u8]) -> Result<()>;
     /// A number that changes when the manager's area is copied or restored elsewhere.
     fn area_id(&self) -> Result<u64>;

@@ -67,7 +67,6 @@ impl Engine for LvmEngine {
     }
 
     fn put_header(&self, header: &[u8]) -> Result<()> {
-        let _lock = self.lock()?;
         self.meta()?.put_header(header)
     }
 
