@@ -52,7 +52,7 @@ fn objections(rooms: &[String], path: &str, text: &str) -> Vec<String> {
         return wrong; // lib.rs and main.rs stand above the rooms
     };
     let engine = parts.next().unwrap_or_default().trim_end_matches(".rs");
-    let is_test = path.ends_with("_tests.rs") || path.ends_with("/tests.rs");
+    let is_test = path.ends_with("_tests.rs") || path.ends_with("/tests.rs") || path.contains("/tests/");
     for (n, line) in code(text) {
         let at = |what: &str| format!("{path}:{}: {what}: {}", n + 1, line.trim());
         for (i, _) in line.match_indices("crate::") {
