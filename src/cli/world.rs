@@ -137,6 +137,39 @@ impl World {
         }
     }
 
+    /// Runs the front-end's half of a verb as a job.
+    fn front(
+        &self,
+        env: &Env,
+        (call, id, topic): (&Invocation, JobId, Topic),
+        other: &dyn Fn(&str, &Migrate) -> Result<()>,
+        run: impl FnOnce(&Front<'_>) -> Result<String>,
+    ) -> Result<String> {
+        let s = &self.config.settings;
+        let options = RpcOptions {
+            deadline: s.http.connect_timeout,
+            ca_file: s.http.ca_file.clone(),
+            insecure: s.http.insecure,
+        };
+        let cloud = one::cloud(env, &s.paths.var, &s.paths.datastores, options, None)?;
+        let warn = |text: &str| render::log("WARN", &call.verb, text);
+        self.job(id, topic, |job| {
+            let server = self.server(Some(job));
+            let hosts = self.hosts(&server);
+            run(&Front {
+                settings: s,
+                state: &self.paths.state,
+                cloud: &*cloud,
+                hosts: &hosts,
+                job,
+                driver: Driver::of(&call.driver),
+                name: &call.driver,
+                warn: &warn,
+                other,
+            })
+        })
+    }
+
     /// A member where the settings say which: a datastore may be newer than this host's last boot. What
     /// comes of it shows when the first lock is taken.
     fn join(&self, d: &Domain) {
@@ -170,7 +203,17 @@ pub fn datastore_verb(env: &Env, def: &Verb, call: &Invocation) -> Result<String
     }
     let req = dump.request(&world.config.settings.paths.datastores)?;
     let (id, repeatable) = job_id(env, call.job.as_deref())?;
-    world.run(def, id, repeatable, &req)
+    if !front::is_elsewhere(def.name, &req) {
+        return world.run(def, id, repeatable, &req);
+    }
+    let none = |_: &str, _: &Migrate| Err(refuse(Class::Internal, "a datastore verb hands nothing on"));
+    let topic = Topic {
+        verb: def.name.to_owned(),
+        domain: req.datastore.base_path.clone(),
+        quiet: def.meets == Meets::Reads,
+        ..Topic::default()
+    };
+    world.front(env, (call, id, topic), &none, |front| front::datastore(front, def.name, &dump, &req))
 }
 
 /// A transfer verb as oned calls it.
@@ -178,16 +221,9 @@ pub fn tm_verb(env: &Env, def: &Verb, call: &Invocation) -> Result<String> {
     journal::start();
     let tm = TmCall::from(&call.verb, &call.args, std::io::stdin().lock())?;
     let world = World::new(env, BTreeMap::new(), call.set.clone())?;
-    let warn = |text: &str| render::log("WARN", def.name, text);
-    world.config.warnings().iter().for_each(|w| warn(w));
+    world.config.warnings().iter().for_each(|w| render::log("WARN", def.name, w));
     let (id, _) = job_id(env, call.job.as_deref())?;
     let s = &world.config.settings;
-    let options = RpcOptions {
-        deadline: s.http.connect_timeout,
-        ca_file: s.http.ca_file.clone(),
-        insecure: s.http.insecure,
-    };
-    let cloud = one::cloud(env, &s.paths.var, &s.paths.datastores, options, None)?;
     let topic = Topic {
         verb: def.name.to_owned(),
         domain: tm.object().and_then(|o| o.ds).map(|ds| ds.to_string()).unwrap_or_default(),
@@ -203,21 +239,8 @@ pub fn tm_verb(env: &Env, def: &Verb, call: &Invocation) -> Result<String> {
         let input = m.template.as_deref().unwrap_or_default();
         driver::call(&path, &args, input, &world.jobs.cancel).map_err(|e| refuse(e.class(), e.to_string()))
     };
-    world.job(id, topic, |job| {
-        let server = world.server(Some(job));
-        let hosts = world.hosts(&server);
-        let front = Front {
-            settings: s,
-            state: &world.paths.state,
-            cloud: &*cloud,
-            hosts: &hosts,
-            job,
-            driver: Driver::of(&call.driver),
-            name: &call.driver,
-            warn: &warn,
-            other: &other,
-        };
-        front::run(&front, &call.verb, call.variant.as_deref(), tm)
+    world.front(env, (call, id, topic), &other, |front| {
+        front::run(front, &call.verb, call.variant.as_deref(), tm)
     })
 }
 

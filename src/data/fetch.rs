@@ -72,7 +72,12 @@ impl From<DataError> for Stop {
 /// Fetches all of `source` into `dst`, which is empty and reads zero. On success every digest matched
 /// and `dst` holds the whole image, not flushed; after an error it holds a part of unverified content.
 /// A server that sends no length and closes the connection early can only be caught by a digest.
-pub fn fetch(source: &Source, dst: &File, opts: &FetchOptions, watch: &Watch) -> Result<Fetched, DataError> {
+pub fn fetch(
+    source: &Source<'_>,
+    dst: &File,
+    opts: &FetchOptions,
+    watch: &Watch,
+) -> Result<Fetched, DataError> {
     if let Source::File(src) = source
         && opts.digests.is_empty()
         && opts.limit.is_none()
@@ -126,7 +131,7 @@ impl Shared<'_> {
     }
 }
 
-fn run(source: &Source, dst: &File, opts: &FetchOptions, watch: &Watch) -> Result<Fetched, DataError> {
+fn run(source: &Source<'_>, dst: &File, opts: &FetchOptions, watch: &Watch) -> Result<Fetched, DataError> {
     watch.begin("fetching", None)?;
     let stop = Cancel::default();
     let client = Client::new(&opts.http, stop.clone())?;
@@ -184,7 +189,7 @@ fn first_cause<T>(stop: Stop) -> Result<Option<T>, DataError> {
 }
 
 /// Reads the source to its end and hands every block to all `sinks`; the bytes transferred.
-fn transfer(source: &Source, shared: &Shared<'_>, sinks: &[SyncSender<Item>]) -> Result<u64, Stop> {
+fn transfer(source: &Source<'_>, shared: &Shared<'_>, sinks: &[SyncSender<Item>]) -> Result<u64, Stop> {
     // An error after a request to stop is that request's echo.
     let failed = |e| if shared.stop.is_requested() { Stop::Neighbour } else { Stop::Failed(e) };
     let mut stream = source.open(&shared.client).map_err(failed)?;

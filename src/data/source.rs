@@ -7,15 +7,25 @@ use super::DataError;
 use super::http::{Client, Download};
 use crate::sys::copy as calls;
 
-#[derive(Debug)]
-pub enum Source {
+pub enum Source<'a> {
     /// A regular file or block device, read from its beginning wherever its position is.
     File(File),
     /// An http or https URL.
     Http(String),
+    /// Bytes that somebody gives, once.
+    Given(&'a Given<'a>),
 }
 
-impl Source {
+/// The next block of what is given, `None` at its end.
+pub type Next<'a> = dyn Fn() -> Result<Option<Vec<u8>>, DataError> + Sync + 'a;
+
+/// What somebody gives.
+pub struct Given<'a> {
+    pub len: u64,
+    pub next: &'a Next<'a>,
+}
+
+impl Source<'_> {
     /// The bytes of the source as they lie there; the request is made here.
     pub(super) fn open<'a>(&'a self, client: &'a Client) -> Result<Stream<'a>, DataError> {
         match self {
@@ -24,6 +34,7 @@ impl Source {
                 calls::will_read_once(file);
                 Ok(Stream::File { file, pos: 0, len })
             }
+            Source::Given(given) => Ok(Stream::Given { given, block: Vec::new(), at: 0, pos: 0 }),
             Source::Http(url) => Ok(Stream::Http(Box::new(client.download(url)?))),
         }
     }
@@ -32,6 +43,7 @@ impl Source {
 pub(super) enum Stream<'a> {
     File { file: &'a File, pos: u64, len: u64 },
     Http(Box<Download<'a>>),
+    Given { given: &'a Given<'a>, block: Vec<u8>, at: usize, pos: u64 },
 }
 
 impl Stream<'_> {
@@ -40,6 +52,7 @@ impl Stream<'_> {
         match self {
             Stream::File { len, .. } => Some(*len),
             Stream::Http(download) => download.len(),
+            Stream::Given { given, .. } => Some(given.len),
         }
     }
 
@@ -47,6 +60,19 @@ impl Stream<'_> {
     pub(super) fn next(&mut self, buf: &mut [u8]) -> Result<usize, DataError> {
         match self {
             Stream::Http(download) => download.read(buf),
+            Stream::Given { given, block, at, pos } => {
+                if *at == block.len() {
+                    (*block, *at) = ((given.next)()?.unwrap_or_default(), 0);
+                    *pos += block.len() as u64;
+                    if *pos > given.len || (block.is_empty() && *pos != given.len) {
+                        return Err(DataError::SourceChanged { before: given.len, after: *pos });
+                    }
+                }
+                let n = buf.len().min(block.len() - *at);
+                buf[..n].copy_from_slice(&block[*at..*at + n]);
+                *at += n;
+                Ok(n)
+            }
             Stream::File { file, pos, len } => {
                 let n = calls::read_full(file, buf, *pos).map_err(DataError::io("reading"))?;
                 *pos += n as u64;

@@ -143,6 +143,17 @@ impl HostError {
         )
     }
 
+    /// Whether the host was not reached, so that it knows nothing of the request.
+    pub fn is_unreached(&self) -> bool {
+        match self {
+            HostError::Lost { stage, .. }
+            | HostError::Silent { stage, .. }
+            | HostError::Wire { stage, .. } => *stage == Stage::Connect,
+            HostError::Login { .. } | HostError::NoAgent { .. } => true,
+            e => e.is_connection(),
+        }
+    }
+
     /// Whether another way to the same host may do better: nothing was asked of it yet, and it is not
     /// its key that we object to.
     pub(super) fn is_of_the_way(&self) -> bool {

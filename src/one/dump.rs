@@ -153,6 +153,25 @@ impl DsDump {
         DsDump { values: Values::new(doc, ""), ..DsDump::default() }
     }
 
+    /// Its values, for another host.
+    pub fn values(&self) -> BTreeMap<String, String> {
+        self.values.iter().map(|(path, value)| (path.clone(), value.clone())).collect()
+    }
+
+    /// The message with these values; others than those that verbs read are dropped.
+    pub fn of(values: &BTreeMap<String, String>) -> Result<DsDump, OneError> {
+        let mut dump = DsDump::new(MESSAGE);
+        for (path, value) in values {
+            let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+            if is_used(parent, name) {
+                dump.values.put(path, value.clone())?;
+                dump.has_image |= path.starts_with("IMAGE/");
+                dump.has_datastore |= path.starts_with("DATASTORE/");
+            }
+        }
+        Ok(dump)
+    }
+
     /// The value at a path below the root; `None` when absent or empty.
     pub fn get(&self, path: &str) -> Option<&str> {
         self.values.get(path)

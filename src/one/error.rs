@@ -48,7 +48,9 @@ pub enum OneError {
     Source { source_text: String, base: String, why: &'static str },
     #[error("image path {path:?} {why}")]
     Path { path: String, why: &'static str },
-    #[error("sources of type {scheme:?} are not supported yet (give a local path or an http or https URL)")]
+    #[error(
+        "sources of type {scheme:?} are not supported yet (give a local path or an http, https or ssh URL)"
+    )]
     Scheme { scheme: String },
     #[error("not allowed to read {path:?}{through}: restricted by {rule:?}; check {remedy}", through = Through(path, real))]
     Restricted { path: PathBuf, real: PathBuf, rule: PathBuf, remedy: String },

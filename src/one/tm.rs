@@ -379,7 +379,7 @@ fn context_file(text: &str) -> Option<ContextFile> {
     let (source, name) = if text.contains("://") {
         let end = text.find(['?', '#']).unwrap_or(text.len());
         let (_, path) = text[..end].split_once("://")?.1.split_once('/')?;
-        (image_path(text).ok()?, last(path))
+        (image_path(text).ok().filter(|s| !matches!(s, ImagePath::Ssh(..)))?, last(path))
     } else {
         let given = text.split_once(':');
         let (path, name) = given.unwrap_or((text, text));

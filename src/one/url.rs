@@ -1,6 +1,6 @@
 //! What the PATH of an image is: a local path, a web address, or something not offered.
 
-use super::OneError;
+use super::{HostName, OneError};
 use std::path::PathBuf;
 
 /// Bytes of a path that the kernel takes.
@@ -11,6 +11,8 @@ pub enum ImagePath {
     Local(PathBuf),
     /// An http or https URL, unchanged. May carry a password: show it with `shown`.
     Http(String),
+    /// A path on another host: `ssh://[user@]host:/path`.
+    Ssh(HostName, PathBuf),
 }
 
 impl ImagePath {
@@ -19,6 +21,7 @@ impl ImagePath {
         match self {
             ImagePath::Local(path) => path.display().to_string(),
             ImagePath::Http(url) => crate::data::shown(url),
+            ImagePath::Ssh(host, path) => format!("{host}:{}", path.display()),
         }
     }
 }
@@ -29,6 +32,12 @@ pub fn image_path(path: &str) -> Result<ImagePath, OneError> {
     let refuse = |why| OneError::Path { path: path.chars().take(200).collect(), why };
     if let Some((scheme, rest)) = path.split_once("://").filter(|(s, _)| is_scheme(s)) {
         let scheme = scheme.to_ascii_lowercase();
+        if scheme == "ssh" {
+            // Without the rest: some write a password there.
+            let refuse = |why| OneError::Path { path: "ssh://".into(), why };
+            return on_host(rest)
+                .ok_or_else(|| refuse("is followed by [user@]host:/path, and by nothing else"));
+        }
         if scheme != "http" && scheme != "https" {
             return Err(OneError::Scheme { scheme });
         }
@@ -56,6 +65,18 @@ pub fn image_path(path: &str) -> Result<ImagePath, OneError> {
         p if p.contains('\0') => Err(refuse("holds a NUL byte")),
         p => Ok(ImagePath::Local(p.into())),
     }
+}
+
+fn on_host(text: &str) -> Option<ImagePath> {
+    let (host, path) = match text.split_once('[') {
+        Some((user, rest)) => {
+            let (ip, path) = rest.split_once("]:")?;
+            (format!("{user}{ip}"), path)
+        }
+        None => text.split_once(':').map(|(host, path)| (host.to_owned(), path))?,
+    };
+    let is_path = path.starts_with('/') && path.len() <= LONGEST && !path.contains('\0');
+    Some(ImagePath::Ssh(HostName::parse(&host).ok().filter(|_| is_path)?, path.into()))
 }
 
 /// The beginning of what is no path, without what may be user, password or query.

@@ -4,6 +4,7 @@
 mod blank;
 pub mod datastore;
 mod fill;
+mod give;
 mod hold;
 mod snaps;
 mod stage;

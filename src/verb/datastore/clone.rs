@@ -2,15 +2,16 @@
 //! leased shared to the end of the copy where it lies in a domain. Contract 2.4; defects B3, L2, P7.
 
 use super::{Ctx, Ds};
-use crate::data;
+use crate::data::{self, FetchOptions};
 use crate::engine::{Kind, Name};
 use crate::image::{self, Format};
 use crate::lock::{self, Mode, SlabLease};
 use crate::one::{self, DsRequest, ImagePath};
+use crate::sdm::work::Slab;
 use crate::sdm::{Domain, Job, SdmError, Work, settle};
-use crate::sys::Class;
+use crate::sys::{Bytes, Class};
 use crate::verb::fill::{self, disk_size};
-use crate::verb::refuse;
+use crate::verb::{give, refuse};
 use anyhow::{Context as _, Result};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -25,8 +26,13 @@ struct Original {
 }
 
 pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
+    take(ctx, req, job, false)
+}
+
+/// The same; `given`: the peer gives the image as one file that needs no other.
+pub(in crate::verb) fn take(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bool) -> Result<String> {
     let path = req.image()?.path.clone().unwrap_or_default();
-    if let ImagePath::Http(_) = one::image_path(&path)? {
+    if !matches!(one::image_path(&path)?, ImagePath::Local(_)) {
         return Err(refuse(Class::Usage, format!("{} is no image of a datastore", data::shown(&path))));
     }
     let ds = Ds::open(ctx, req, job)?;
@@ -37,15 +43,17 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     // Only the words of the request: the original may be gone when a repeat asks.
     let wanted = req.datastore.driver.as_deref().and_then(Format::from_word);
     let request = ds.request(&[&path, wanted.map_or("", Format::opennebula)]);
-    let (original, _leases) = if let Ok(source) = one::source_name(&req.datastore.base_path, &path) {
+    let (original, _leases) = if given {
+        (None, ds.lease(&[(&place, Mode::Exclusive)])?)
+    } else if let Ok(source) = one::source_name(&req.datastore.base_path, &path) {
         let source = Name::parse(source.as_str())?;
         let leases = ds.lease(&[(&place, Mode::Exclusive), (&source, Mode::Shared)])?;
         settle::acknowledge(&ds.domain, &source, job);
-        (own(&ds, &source)?, leases)
+        (Some(own(&ds, &source)?), leases)
     } else {
         let original = foreign(&ds, &path)?;
         let leases = ds.lease(&[(&place, Mode::Exclusive)])?;
-        (original, leases)
+        (Some(original), leases)
     };
     if let Some(made) = settle::made_by(&ds.domain, &place)?
         && made.request == request
@@ -53,6 +61,10 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
         return Ok(made.answer);
     }
     let mut work = Work::begin(&ds.domain, job, std::slice::from_ref(&place))?;
+    let (original, staged) = match original {
+        Some(original) => (original, None),
+        None => came(&ds, &mut work, &path).map(|(original, slab)| (original, Some(slab)))?,
+    };
     let from = original.found.format;
     // A chain, or another format, is read as the guest reads it; everything else byte for byte.
     // What is encrypted can only be copied as it is.
@@ -60,6 +72,8 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     let (slab, format) = if original.found.backing.is_some() || to.opennebula() != from.opennebula() {
         let slab = ds.convert(&mut work, &original.path, from, to, disk_size(&original.found))?;
         (slab, to)
+    } else if let Some(slab) = staged {
+        (slab, from)
     } else {
         let slab = fill::copy(job, &mut work, &original.file, ds.sparse_as_source())
             .with_context(|| format!("cloning {path}"))?;
@@ -68,8 +82,22 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     work.flush(&slab)?;
     let answer = format!("{} {}", name.source(&req.datastore.base_path), format.opennebula());
     let step = work.step_to(&slab, &place)?;
+    (ctx.ready)()?;
     work.commit(&request, &answer, vec![step])?;
     Ok(answer)
+}
+
+/// What the peer gives, staged.
+fn came(ds: &Ds<'_>, work: &mut Work<'_>, path: &str) -> Result<(Original, Slab)> {
+    let slab = work.file(Bytes(0))?;
+    let file = slab.file.as_ref().context("a staged file has no file")?;
+    let opts = FetchOptions { decompress: false, ..super::fetch_options(ds.ctx, ds.req)? };
+    give::fetched(ds.ctx, file, &FetchOptions { digests: Vec::new(), ..opts }, ds.job)
+        .with_context(|| format!("cloning {path}"))?;
+    let found = look(&slab.path, file)?;
+    image::admit(&found, &fill::admit(ds.ctx))?;
+    let (path, file) = (slab.path.clone(), file.try_clone()?);
+    Ok((Original { path, file, found, _domain: None, _lease: None }, slab))
 }
 
 /// An image of this very datastore; its lease is taken by the caller.

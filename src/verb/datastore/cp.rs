@@ -11,7 +11,7 @@ use crate::sdm::work::Slab;
 use crate::sdm::{Job, Work, settle};
 use crate::sys::{Bytes, Class};
 use crate::verb::fill::{self, disk_size};
-use crate::verb::refuse;
+use crate::verb::{give, refuse};
 use anyhow::{Context as _, Result};
 use std::os::unix::fs::FileExt as _;
 
@@ -19,6 +19,11 @@ use std::os::unix::fs::FileExt as _;
 const MAX_ENTRIES: u64 = 1_000_000;
 
 pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
+    take(ctx, req, job, false)
+}
+
+/// The same; `given`: the peer gives the content of the source.
+pub(in crate::verb) fn take(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bool) -> Result<String> {
     super::offered(req)?;
     if ctx.repeatable
         && let Some(answer) = Ds::open(ctx, req, job)?.recorded()?
@@ -28,7 +33,8 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     let path = req.image()?.path.clone().unwrap_or_default();
     let from = one::image_path(&path)?;
     let opts = super::fetch_options(ctx, req)?;
-    let source = open(ctx, req, &from)?;
+    // What comes along was judged where it is.
+    let source = if given { None } else { Some(open(ctx, req, &from)?) };
 
     let ds = Ds::open(ctx, req, job)?;
     let (name, place) = ds.new_name()?;
@@ -46,22 +52,28 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     let mut work = Work::begin(&ds.domain, job, std::slice::from_ref(&place))?;
     let slab = work.file(Bytes(0))?;
     let file = slab.file.as_ref().context("a staged file has no file")?;
-    let fetched = fetch::fetch(&source, file, &opts, &job.watch())
-        .with_context(|| format!("copying {} into datastore {}", from.shown(), req.datastore.id))?;
+    let fetched = match &source {
+        Some(source) => fetch::fetch(source, file, &opts, &job.watch()).map_err(Into::into),
+        None => give::fetched(ctx, file, &opts, job),
+    };
+    let fetched =
+        fetched.with_context(|| format!("copying {} into datastore {}", from.shown(), req.datastore.id))?;
     job.method(fetched.method.as_str());
     let (slab, format) = shape(&ds, &mut work, slab, opts.decompress)
         .with_context(|| format!("taking {} into datastore {}", from.shown(), req.datastore.id))?;
     work.flush(&slab)?;
     let answer = format!("{} {format}", name.source(&req.datastore.base_path));
     let step = work.step_to(&slab, &place)?;
+    (ctx.ready)()?;
     work.commit(&request, &answer, vec![step])?;
     Ok(answer)
 }
 
 /// The source, opened and checked where it really is.
-fn open(ctx: &Ctx<'_>, req: &DsRequest, from: &ImagePath) -> Result<Source> {
+pub(in crate::verb) fn open(ctx: &Ctx<'_>, req: &DsRequest, from: &ImagePath) -> Result<Source<'static>> {
     match from {
         ImagePath::Http(url) => Ok(Source::Http(url.clone())),
+        ImagePath::Ssh(..) => Err(give::elsewhere(from)),
         ImagePath::Local(path) => {
             let restricted = ctx.settings.paths.restricted();
             let policy = DirPolicy::new(&restricted, &req.datastore, BlockDevices::Allow);

@@ -46,6 +46,7 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
         .with_context(|| format!("making a {format} image of {size} in datastore {}", req.datastore.id))?;
     work.flush(&slab)?;
     let step = work.step_to(&slab, &place)?;
+    (ctx.ready)()?;
     work.commit(&request, &answer, vec![step])?;
     Ok(answer)
 }

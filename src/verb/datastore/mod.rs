@@ -169,6 +169,26 @@ impl<'a> Ds<'a> {
     }
 }
 
+/// What does a verb.
+pub type Run = fn(&Ctx<'_>, &DsRequest, &Job) -> Result<String>;
+
+/// The verbs that a host of BRIDGE_LIST is asked for.
+pub(super) fn by_name(verb: &str) -> Option<Run> {
+    Some(match verb {
+        "clone" => clone::run,
+        "cp" => cp::run,
+        "export" => export::run,
+        "mkfs" => mkfs::run,
+        "monitor" => monitor::run,
+        "rm" => rm::run,
+        "snap_delete" => snap::delete,
+        "snap_flatten" => snap::flatten,
+        "snap_revert" => snap::revert,
+        "stat" => stat::run,
+        _ => return None,
+    })
+}
+
 /// What another release brings is refused in one line, before anything is touched.
 pub(super) fn offered(req: &DsRequest) -> Result<()> {
     let ds = &req.datastore;
@@ -178,8 +198,6 @@ pub(super) fn offered(req: &DsRequest) -> Result<()> {
     };
     match () {
         () if ds.is_block() => not_yet("a datastore on logical volumes"),
-        () if !ds.bridge_list.is_empty() => not_yet("BRIDGE_LIST"),
-        () if !req.source_bridge_list.is_empty() => not_yet("SOURCE_BRIDGE_LIST"),
         () if ds.nfs_auto.is_some() => not_yet("NFS_AUTO_ENABLE"),
         () => Ok(()),
     }

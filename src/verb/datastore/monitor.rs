@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 
 pub fn run(_ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     let ds = &req.datastore;
-    if !ds.bridge_list.is_empty() || ds.is_block() {
+    if ds.is_block() {
         super::offered(req)?;
     }
     job.object(&ds.id.to_string());

@@ -15,6 +15,7 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     let ended = remove::outrank(&ds.domain, job, &names)?;
     let _lease = if ended { ds.lease(&[(&place, Mode::Exclusive)])? } else { Vec::new() };
     ds.not_in_use(&place)?;
+    (ctx.ready)()?;
     remove::remove(&ds.domain, job, &names, &ds.request(&[place.as_str()]))
         .with_context(|| format!("removing image {name} from datastore {}", req.datastore.id))?;
     Ok(String::new())

@@ -40,6 +40,7 @@ enum Layout {
 pub fn delete(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     let s = Snap::open(ctx, req, job)?;
     let Some(file) = &s.file else { return Ok(String::new()) };
+    (ctx.ready)()?;
     match &s.layout {
         Layout::Copies => {
             let names = [file.clone(), s.snaps().marker(s.id)?, s.image.with_suffix(".md5sum")?];
@@ -176,6 +177,7 @@ impl<'a> Snap<'a> {
     /// The replica's cached digest is of content that is no more.
     fn commit(&self, mut work: Work<'_>, mut steps: Vec<Step>) -> Result<String> {
         steps.extend(work.step_bury(&self.image.with_suffix(".md5sum")?, false)?);
+        (self.ds.ctx.ready)()?;
         work.commit(&self.request(), "", steps)?;
         Ok(String::new())
     }

@@ -3,6 +3,7 @@
 //! everything filled and flushed, then the steps. Layouts are those of contract 3.0.4, to the letter:
 //! hypervisor drivers and existing VMs depend on them.
 
+mod bridge;
 mod clone;
 mod cpds;
 mod delete;

@@ -2,14 +2,15 @@
 //! OpenNebula's documents. Paths are absolute and as this host sees them.
 
 use super::{
-    Tm, clone, cpds, delete, live, ln, make, meet, monitor, mv, mvds, private, put, receive, resize, retire,
-    send, snap,
+    Tm, bridge, clone, cpds, delete, live, ln, make, meet, monitor, mv, mvds, private, put, receive, resize,
+    retire, send, snap,
 };
 use crate::lock::JobId;
 use crate::sdm::Job;
 use crate::verb::Ctx;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// One piece of work. How each meets what is already there is design R5's: *state* or *again*.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +60,8 @@ pub enum Op {
     Retire(Retire),
     /// Whether a datastore is the same storage here and on another host. Changes nothing.
     Meet(Meet),
+    /// A datastore verb, on a host of BRIDGE_LIST. As the verb.
+    Datastore(Datastore),
     /// Space of a system datastore, and what its VMs take. Reads only.
     Monitor(Monitor),
 }
@@ -278,6 +281,10 @@ pub enum What {
     Image { path: String, format: DiskFormat, snapshots: bool },
     /// A disk with its snapshots.
     Disk { disk: Disk },
+    /// An image as one file that needs no other.
+    Whole { path: String },
+    /// A file that is to become an image: PATH of the message, which says what may be read.
+    Outside { path: String, message: BTreeMap<String, String> },
     /// What a disk is, or was in a snapshot, as one file.
     Content { disk: Disk, snapshot: Option<i64> },
 }
@@ -361,7 +368,7 @@ impl What {
     pub fn path(&self) -> &str {
         match self {
             What::Vm { dir, .. } => dir,
-            What::Image { path, .. } => path,
+            What::Image { path, .. } | What::Whole { path } | What::Outside { path, .. } => path,
             What::Disk { disk } | What::Content { disk, .. } => &disk.path,
         }
     }
@@ -370,6 +377,7 @@ impl What {
     fn paths(&self) -> Vec<&str> {
         match self {
             What::Disk { disk } | What::Content { disk, .. } => disk.paths().collect(),
+            What::Outside { .. } => Vec::new(),
             what => vec![what.path()],
         }
     }
@@ -382,6 +390,20 @@ impl Into {
             Into::Disk { path, .. } | Into::Image { path, .. } => path,
         }
     }
+}
+
+/// A datastore verb.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Datastore {
+    pub verb: String,
+    /// The datastore's directory.
+    pub dir: String,
+    /// The values of oned's message.
+    pub message: BTreeMap<String, String>,
+    /// The peer gives the content of the source.
+    #[serde(default)]
+    pub given: bool,
 }
 
 /// What came of it.
@@ -416,6 +438,7 @@ impl Op {
             Op::Receive(o) => o.into.path(),
             Op::Retire(o) => &o.dir,
             Op::Meet(o) => &o.dir,
+            Op::Datastore(o) => &o.dir,
         }
     }
 
@@ -442,17 +465,22 @@ impl Op {
             Op::Receive(o) => vec![o.into.path()],
             Op::Retire(o) => vec![&o.dir],
             Op::Meet(o) => vec![&o.dir],
+            Op::Datastore(o) => vec![&o.dir],
         }
     }
 
     /// Talks to a peer, who cannot begin anew in the middle.
     pub fn streams(&self) -> bool {
-        matches!(self, Op::Send(_) | Op::Receive(_))
+        matches!(self, Op::Send(_) | Op::Receive(_) | Op::Datastore(Datastore { given: true, .. }))
     }
 
     /// Changes nothing, and is not worth an entry in the history.
     pub fn only_reads(&self) -> bool {
-        matches!(self, Op::Monitor(_))
+        match self {
+            Op::Monitor(_) => true,
+            Op::Datastore(o) => ["monitor", "stat"].contains(&o.verb.as_str()),
+            _ => false,
+        }
     }
 
     fn doing(&self) -> String {
@@ -482,6 +510,7 @@ impl Op {
             Op::Send(_) => format!("sending {}", self.object()),
             Op::Receive(_) => format!("receiving {}", self.object()),
             Op::Retire(o) => format!("removing {}, which has moved", o.dir),
+            Op::Datastore(o) => format!("{} in {}", o.verb, o.dir),
             Op::Meet(o) => format!("comparing {} with another host's", o.dir),
         }
     }
@@ -515,6 +544,7 @@ pub fn perform(op: &Op, ctx: &Ctx<'_>, job: &Job) -> Result<Answer> {
         Op::Retire(o) => retire::run(&tm, o),
         Op::Send(o) => return send::run(&tm, o).and_then(|told| json(&told)).with_context(|| op.doing()),
         Op::Meet(o) => return meet::run(&tm, o).and_then(|met| json(&met)).with_context(|| op.doing()),
+        Op::Datastore(o) => return bridge::run(ctx, job, o).map(|text| Answer { text }),
         Op::Monitor(o) => return monitor::run(&tm, o).map(|text| Answer { text }),
     };
     done.map(|()| Answer::default()).with_context(|| op.doing())

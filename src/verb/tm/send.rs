@@ -10,7 +10,7 @@ use super::ln::{layers_of, resolved};
 use super::op::{self, Told, What};
 use super::place::Spot;
 use super::tree::{self, Seen};
-use super::{At, DiskFormat, Tm, clone};
+use super::{At, DiskFormat, Tm, bridge, clone};
 use crate::data::DataError;
 use crate::data::extent::{Sender, Sent};
 use crate::engine::{Kind as ObjectKind, Name};
@@ -40,6 +40,8 @@ pub(super) fn run(tm: &Tm<'_>, op: &op::Send) -> Result<Told> {
         What::Vm { dir, to } => vm(tm, dir, Path::new(to)),
         What::Image { path, format, snapshots } => image(tm, path, *format, *snapshots),
         What::Disk { disk } => disk_with_snapshots(tm, disk),
+        What::Whole { path } => bridge::whole(tm, path),
+        What::Outside { path, message } => bridge::outside(tm, path, message),
         What::Content { disk, snapshot } => content(tm, disk, *snapshot),
     }
 }

@@ -60,6 +60,8 @@ pub struct Sent {
     fs_supported: Vec<String>,
     fs_options: BTreeMap<String, Vec<String>>,
     data_limit: Option<Bytes>,
+    /// Certificates are the host's own matter.
+    http: (Duration, Duration, u32, bool),
 }
 
 impl Sent {
@@ -77,6 +79,7 @@ impl Sent {
             fs_supported: s.fs.supported.clone(),
             fs_options: s.fs.options.clone(),
             data_limit: s.data.limit,
+            http: (s.http.connect_timeout, s.http.stall_timeout, s.http.retries, s.http.insecure),
         }
     }
 
@@ -95,6 +98,7 @@ impl Sent {
         (s.image.max_size, s.image.allow) = (self.image_max_size, self.image_allow);
         (s.fs.supported, s.fs.options) = (self.fs_supported, self.fs_options);
         s.data.limit = self.data_limit;
+        (s.http.connect_timeout, s.http.stall_timeout, s.http.retries, s.http.insecure) = self.http;
         s
     }
 }

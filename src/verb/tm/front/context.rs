@@ -85,6 +85,9 @@ fn add(front: &Front<'_>, to: &Dir, file: &ContextFile) -> Result<()> {
     let (from, shown) = match &file.source {
         ImagePath::Local(path) => (Source::File(open(path)?), path.display().to_string()),
         ImagePath::Http(url) => (Source::Http(url.clone()), data::shown(url)),
+        ImagePath::Ssh(..) => {
+            return Err(refuse(Class::Unsupported, "context files come from here or by http"));
+        }
     };
     let new = to.create(OsStr::new(&file.name), 0o644, true).map_err(|e| {
         if e.kind() == ErrorKind::InvalidFilename {

@@ -39,8 +39,12 @@ fn on_host(at: &VmPath) -> At<'_> {
     At { host: at.host.as_ref(), dir: &at.dir, local: true }
 }
 
+fn receive(into: Into) -> Op {
+    Op::Receive(op::Receive { into })
+}
+
 /// The datastore of an image; it is no VM's.
-fn of_image(image: &HostPath) -> Result<VmDir> {
+pub(super) fn of_image(image: &HostPath) -> Result<VmDir> {
     let wrong = || refuse(Class::Usage, format!("{} is no image of a datastore", image.path.display()));
     let store = image.path.parent().ok_or_else(wrong)?;
     VmDir::parse(&store.join("0")).ok_or_else(wrong)
@@ -49,7 +53,7 @@ fn of_image(image: &HostPath) -> Result<VmDir> {
 impl Own<'_> {
     fn transfer(&self, from: At<'_>, what: What, to: At<'_>, into: Into) -> Result<()> {
         let (mut from, mut to) = (reach(self.front, from)?, reach(self.front, to)?);
-        transfer(self.front, (&mut from, what), (&mut to, into)).map(drop)
+        transfer(self.front, (&mut from, what), (&mut to, receive(into))).map(drop)
     }
 
     fn disk(&self, c: &FromImage, persistent: bool) -> Result<()> {
@@ -125,7 +129,7 @@ impl Own<'_> {
             return Ok(());
         }
         let what = What::Vm { dir: from.clone(), to: to.clone() };
-        let told = transfer(self.front, (&mut a, what), (&mut b, Into::Vm { dir: to }))?;
+        let (told, _) = transfer(self.front, (&mut a, what), (&mut b, receive(Into::Vm { dir: to })))?;
         drop((a, b));
         let retire = op::Retire { dir: from, source: told.source };
         self.front.ask(&on_host(&c.from), &Op::Retire(retire)).map(drop)

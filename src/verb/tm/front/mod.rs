@@ -2,12 +2,15 @@
 //! host that does it is asked once. Nothing is changed here but through that host's handler, which for the
 //! front-end's own paths is in this process.
 
+mod bridge;
 mod context;
 mod local;
 mod migrate;
 mod monitor;
 mod pair;
 mod shared;
+
+pub use bridge::{datastore, is_elsewhere};
 
 use super::Op;
 use super::serve::{Reply, Request, Sent};

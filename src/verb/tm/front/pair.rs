@@ -2,7 +2,7 @@
 //! and a thread; between them is a queue that holds the faster one up, though never so long that its host
 //! would think us lost. The receiver publishes when the sender said that its source is what was sent.
 
-use super::super::op::{Into, Meet, Met, Op, Receive, Send, Told, What};
+use super::super::op::{Meet, Met, Op, Send, Told, What};
 use super::{Asked, At, Front, PAUSE};
 use crate::host::{Channel, Commit, Event, HostError, Next, Request, Route};
 use crate::lock::JobId;
@@ -38,6 +38,10 @@ pub(super) fn reach<'a>(front: &'a Front<'_>, at: At<'a>) -> Result<Line<'a>> {
 }
 
 impl Line<'_> {
+    pub fn host(&self) -> Option<HostName> {
+        self.at.host.cloned()
+    }
+
     /// Whether both are one machine; `None` when that cannot be told.
     pub fn is_machine(&self, other: &Line<'_>) -> Option<bool> {
         self.channel.peer().identity.same(&other.channel.peer().identity)
@@ -65,13 +69,13 @@ impl Line<'_> {
     }
 }
 
-/// Sends from one host to the other; what was told of the source.
+/// Sends from one host to the other; what was told of the source, and what the receiver answered.
 pub(super) fn transfer<'a>(
     front: &'a Front<'_>,
     (from, what): (&mut Line<'a>, What),
-    (to, into): (&mut Line<'a>, Into),
-) -> Result<Told> {
-    let (send, receive) = (Op::Send(Send { what }), Op::Receive(Receive { into }));
+    (to, receive): (&mut Line<'a>, Op),
+) -> Result<(Told, String)> {
+    let send = Op::Send(Send { what });
     front.job.object(receive.object());
     let mut tries = 0;
     loop {
@@ -90,9 +94,14 @@ pub(super) fn transfer<'a>(
         }
         let received = front.answered(&asked_to, done.received);
         let sent = front.answered(&asked_from, done.sent);
-        let told =
-            if done.sender_first { sent.and_then(|s| received.map(|_| s)) } else { received.and(sent) };
-        return serde_json::from_str(&told?).context("an answer that is none");
+        let (told, text) = if done.sender_first {
+            let told = sent?;
+            (told, received?)
+        } else {
+            let text = received?;
+            (sent?, text)
+        };
+        return Ok((serde_json::from_str(&told).context("an answer that is none")?, text));
     }
 }
 

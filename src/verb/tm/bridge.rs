@@ -1,0 +1,66 @@
+//! Datastore verbs on a host that was asked for them, and the sources that are read on another host.
+//! The front-end chose the host; whatever lists of hosts the message has is its matter.
+
+use super::Tm;
+use super::clone;
+use super::ln::resolved;
+use super::op::{Datastore, Told};
+use super::place::Spot;
+use super::send::source;
+use crate::data::Source;
+use crate::image::{self, Format};
+use crate::lock::Mode;
+use crate::one::{DsDump, DsRequest, ImagePath};
+use crate::sdm::{Job, Work};
+use crate::sys::Class;
+use crate::verb::datastore::{by_name, clone as ds_clone, cp};
+use crate::verb::fill::{self, Conversion, Own, disk_size};
+use crate::verb::{Ctx, give, refuse};
+use anyhow::Result;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+fn request(ctx: &Ctx<'_>, message: &BTreeMap<String, String>) -> Result<DsRequest> {
+    Ok(DsDump::of(message)?.request(&ctx.settings.paths.datastores)?)
+}
+
+pub(super) fn run(ctx: &Ctx<'_>, job: &Job, op: &Datastore) -> Result<String> {
+    let request = request(ctx, &op.message)?;
+    match (op.given, op.verb.as_str()) {
+        (true, "cp") => cp::take(ctx, &request, job, true),
+        (true, "clone") => ds_clone::take(ctx, &request, job, true),
+        (false, verb) if let Some(run) = by_name(verb) => run(ctx, &request, job),
+        (_, verb) => Err(refuse(Class::Unsupported, format!("{verb:?} on a host is not known here"))),
+    }
+}
+
+/// Gives a file that is to become an image.
+pub(super) fn outside(tm: &Tm<'_>, path: &str, message: &BTreeMap<String, String>) -> Result<Told> {
+    let request = request(tm.ctx, message)?;
+    let Source::File(file) = cp::open(tm.ctx, &request, &ImagePath::Local(path.into()))? else {
+        return Err(refuse(Class::Internal, format!("{path} is no file")));
+    };
+    give::give(tm.ctx, &file, tm.job)?;
+    Ok(Told { source: String::new(), digest: None })
+}
+
+/// Gives an image of a datastore, leased meanwhile.
+pub(super) fn whole(tm: &Tm<'_>, path: &str) -> Result<Told> {
+    let image = tm.open(Spot::image(tm.ctx, path)?)?;
+    let _image = tm.lease(&image, Mode::Shared)?;
+    let name = resolved(&image)?;
+    let (file, at) = (clone::open(&image, &name)?, image.path(&name)?);
+    let found = image::probe(&file)?;
+    fill::known_chain(tm.ctx, &[Own::of(&at), Own::of(Path::new(path))], &at, &found)?;
+    let mut work;
+    let file = if found.backing.is_some() {
+        work = Work::begin(&image.domain, tm.job, std::slice::from_ref(image.name()))?;
+        let how = Conversion { from: found.format, to: Format::Qcow2, size: disk_size(&found), sparse: true };
+        let slab = fill::converted(tm.ctx, tm.job, &mut work, &at, how)?;
+        fill::open(&slab.path)?
+    } else {
+        file
+    };
+    give::give(tm.ctx, &file, tm.job)?;
+    Ok(Told { source: source(&image, &[&tm.request]), digest: None })
+}
