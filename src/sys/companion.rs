@@ -106,7 +106,7 @@ impl Companion {
         cmd.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
         // The tests stop one process at a time.
         #[cfg(feature = "failpoints")]
-        for name in ["KILL", "STOP", "LOG", "SNAP", "BUG"] {
+        for name in ["KILL", "STOP", "FAIL", "LOG", "SNAP", "BUG"] {
             cmd.env_remove(format!("ONESDM_TEST_{name}"));
         }
         let mut child = cmd.spawn()?;

@@ -57,6 +57,7 @@ pub fn call(path: &Path, args: &[&OsStr], input: &[u8], cancel: &Cancel) -> Resu
     let prepare = || {
         rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
         close_on_exec_from_3();
+        super::signal::unblock_all()?;
         Ok(())
     };
     // SAFETY: between fork and exec `prepare` makes system calls only: no allocation, no lock, no panic.

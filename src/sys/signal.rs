@@ -1,4 +1,5 @@
 //! Signals: being asked to stop, and asking others.
+#![expect(unsafe_code, reason = "the signal mask of a thread has no safe wrapper")]
 
 use super::Cancel;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -10,7 +11,8 @@ pub type LastWord = Box<dyn FnOnce() + Send>;
 
 /// From now on SIGTERM and SIGINT, and SIGHUP before `detach`, set `cancel`; a job that has not ended `grace` later ends with
 /// `status` after its last word, as it would by a crash. A broken pipe is an error of the write, not a signal (the Rust
-/// runtime sees to that).
+/// runtime sees to that). The calling thread, and those it starts later, are not the ones that hear of it: the kernel
+/// would hand the signal to a thread that hangs in a storage call, and none of the others would know.
 pub fn on_stop(cancel: &Cancel, grace: Duration, status: u8, last: LastWord) -> io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let stops: &[_] =
@@ -18,6 +20,8 @@ pub fn on_stop(cancel: &Cancel, grace: Duration, status: u8, last: LastWord) -> 
     let mut signals = signal_hook::iterator::Signals::new(stops)?;
     let cancel = cancel.clone();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        // Whoever started us may have kept them from us.
+        let _ = unblock_all();
         if signals.forever().next().is_some() {
             cancel.request();
             #[expect(clippy::disallowed_methods, reason = "this wait is the grace a cancelled job gets")]
@@ -26,7 +30,30 @@ pub fn on_stop(cancel: &Cancel, grace: Duration, status: u8, last: LastWord) -> 
             std::process::exit(status.into());
         }
     })?;
-    Ok(())
+    block(stops)
+}
+
+/// Keeps signals from this thread and those it starts.
+pub(super) fn block(signals: &[i32]) -> io::Result<()> {
+    mask(libc::SIG_BLOCK, signals)
+}
+
+/// For a child that is about to be another program, and for who waits for signals: nothing is kept from them.
+pub(super) fn unblock_all() -> io::Result<()> {
+    mask(libc::SIG_SETMASK, &[])
+}
+
+fn mask(how: i32, signals: &[i32]) -> io::Result<()> {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the set is initialised by the first call, and changed and read only by those after it.
+    let failed = unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for signal in signals {
+            libc::sigaddset(set.as_mut_ptr(), *signal);
+        }
+        libc::pthread_sigmask(how, set.as_ptr(), std::ptr::null_mut())
+    };
+    if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
 }
 
 /// Sends SIGTERM to a process that `is_it` still confirms once it can no longer be replaced by

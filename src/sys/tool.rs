@@ -408,6 +408,7 @@ fn spawn(path: &Path, args: &[&OsStr], opts: &Run<'_>, stdin: Stdio) -> io::Resu
             // We died before the line above: nobody would send the signal.
             return Err(rustix::io::Errno::CHILD.into());
         }
+        super::signal::unblock_all()?;
         limit(Resource::Core, Some(NO_CORE))?;
         limit(Resource::As, memory)?;
         limit(Resource::Cpu, cpu)?;
@@ -564,6 +565,15 @@ mod tests {
         assert_eq!(out.stdout, b"", "stdin is empty");
         let opts = Run { cwd: Some(Path::new("/proc")), ..Run::new(LONG, &cancel) };
         assert_eq!(text(&run("/usr/bin/pwd", &[], opts).unwrap()), "/proc\n");
+    }
+
+    #[test]
+    fn a_child_has_the_signals_we_keep_from_ourselves() {
+        super::super::signal::block(&[libc::SIGTERM, libc::SIGINT]).unwrap();
+        let out = run("/usr/bin/cat", &["/proc/self/status"], Run::new(LONG, &Cancel::default())).unwrap();
+        let status = text(&out);
+        let blocked = status.lines().find(|l| l.starts_with("SigBlk:")).unwrap();
+        assert!(blocked.ends_with("\t0000000000000000"), "{blocked}");
     }
 
     #[test]
