@@ -1,6 +1,7 @@
 //! What verbs cost, beside the same done by hand in the same run. `cargo bench --bench verbs`, as root
 //! for XFS. `-- --json` prints JSON, `--quick` takes fewer and smaller samples, `--stock DIR` also times an
-//! operator's own scripts in DIR/datastore/fs, and words choose sections: fixed stat copy reflink fetch vms.
+//! operator's own scripts in DIR/datastore/fs and DIR/tm, and words choose sections: fixed stat copy reflink fetch vms
+//! hosts.
 //! Nothing is judged here: a shared machine is noisy. What must not grow is guarded by the suite (`cost`).
 #![allow(
     clippy::disallowed_methods,
@@ -16,6 +17,7 @@
 mod copies;
 mod fetches;
 mod fixed;
+mod hosts;
 mod place;
 mod report;
 mod run;
@@ -43,7 +45,9 @@ impl Options {
                 "--json" => options.json = true,
                 "--quick" => options.quick = true,
                 "--stock" => options.stock = Some(args.next().ok_or("--stock needs a directory")?.into()),
-                "fixed" | "stat" | "copy" | "reflink" | "fetch" | "vms" => options.sections.push(arg),
+                "fixed" | "stat" | "copy" | "reflink" | "fetch" | "vms" | "hosts" => {
+                    options.sections.push(arg)
+                }
                 other => {
                     return Err(format!("unknown argument {other:?}; see the head of tests/bench/main.rs"));
                 }
@@ -64,7 +68,7 @@ impl Options {
 
 fn main() -> Result<(), String> {
     let options = Options::parse(std::env::args().skip(1))?;
-    let (places, missing) = place::all();
+    let (places, mut missing) = place::all();
     place::clear_on_signal(&places);
     let mut rows = Vec::new();
     for place in &places {
@@ -90,6 +94,13 @@ fn main() -> Result<(), String> {
         }
         if options.wants("stat") {
             rows.extend(fixed::remote(first, &options));
+        }
+        if options.wants("hosts") {
+            if rustix::process::geteuid().is_root() {
+                rows.extend(hosts::bench(first, &options));
+            } else {
+                missing.push("hosts: namespaces need root".to_owned());
+            }
         }
     }
     let mut header = machine();
