@@ -343,7 +343,7 @@ pub static VERBS: &[Verb] = &[
         summary: "bring a persistent disk back to its image",
         answer: "",
         meets: Meets::State,
-        locks: "the image (with ssh exclusively) and the disk",
+        locks: "the image (with ssh exclusively) and the disk; none where the front-end sees that they are one file",
         evidence: "success: the image has what the VM wrote; without ssh it always has",
         run: Some(Run::Tm),
     },

@@ -114,6 +114,12 @@ impl Cloud {
         self.inside(host, || std::fs::read_to_string(path).unwrap_or_default())
     }
 
+    /// Sessions that a host's ssh server has granted.
+    pub fn logins(&self, host: &str) -> usize {
+        let log = self.dir.join("data").join(host).join("sshd.log");
+        self.read(host, log.to_str().unwrap()).matches("Accepted publickey").count()
+    }
+
     /// Runs code of the test on a host: in its network, mounts and name, on a thread of its own.
     #[expect(unsafe_code, reason = "entering namespaces")]
     pub fn inside<T: Send>(&self, host: &str, f: impl FnOnce() -> T + Send) -> T {

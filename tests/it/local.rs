@@ -236,3 +236,38 @@ fn a_live_migration_clears_the_destination_and_then_the_source() {
     site.ok("postmigrate", &args);
     assert!(!there("h1"));
 }
+
+#[test]
+fn a_verb_connects_once_to_each_host_it_needs() {
+    let site = Site::new("local", "raw", 4);
+    let at = format!("{DS}/100/7/disk.0");
+    let vm = |host: &str| format!("{host}:{DS}/100/7");
+    let cost = |verb: &str, args: &[&str]| {
+        let before = ["h1", "h2"].map(|h| site.cloud.logins(h));
+        site.ok(verb, args);
+        let after = ["h1", "h2"].map(|h| site.cloud.logins(h));
+        [after[0] - before[0], after[1] - before[1]]
+    };
+    assert_eq!(cost("clone", &[&format!("fe:{DS}/1/img"), &format!("h1:{at}"), "7", "1"]), [1, 0]);
+    assert_eq!(cost("mv", &[&vm("h1"), &vm("h2"), "7", "100"]), [1, 1], "the source goes by the same one");
+    assert!(!site.names("h1", &format!("{DS}/100")).contains(&"7".to_owned()));
+    assert_eq!(cost("mv", &[&format!("h2:{at}"), &format!("h1:{at}"), "7", "100"]), [0, 0]);
+    assert_eq!(cost("mvds", &[&format!("h2:{at}"), &format!("fe:{DS}/1/img"), "7", "1"]), [0, 1]);
+}
+
+/// What the VM wrote is in the image: the front-end sees that, where it sees the datastores.
+#[test]
+fn storing_a_shared_disk_needs_no_host() {
+    let shared = ["-s", &format!("{DS}/1"), "-s", &format!("{DS}/100")];
+    let site = Site::with(&shared, "shared", "raw", 4);
+    let (disk, image) = (format!("h1:{DS}/100/7/disk.0"), format!("fe:{DS}/1/img"));
+    site.ok("ln", &[&image, &disk, "7", "1"]);
+    site.cloud.ok(&["cut", "h1"]);
+    site.ok("mvds", &[&disk, &image, "7", "1"]);
+    site.cloud.ok(&["heal", "h1"]);
+    // A file in place of the link would be lost with the VM's directory.
+    let at = format!("{DS}/100/7/disk.0");
+    site.on("h1", &["cp", "--remove-destination", &format!("{DS}/1/img"), &at]);
+    let e = site.verb("mvds", &[&disk, &image, "7", "1"]).unwrap_err();
+    assert!(e.contains("is a file of its own"), "{e}");
+}

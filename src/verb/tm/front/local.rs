@@ -116,8 +116,8 @@ impl Own<'_> {
         let (mut a, mut b) = (reach(self.front, on_host(&c.from))?, reach(self.front, on_host(&c.to))?);
         match a.is_machine(&b) {
             Some(true) => {
-                drop((a, b));
-                return self.front.ask(&on_host(&c.to), &Op::Mv(op::Mv { from, to })).map(drop);
+                drop(a);
+                return self.front.ask_over(b, &Op::Mv(op::Mv { from, to })).map(drop);
             }
             Some(false) => {}
             None => {
@@ -130,9 +130,9 @@ impl Own<'_> {
         }
         let what = What::Vm { dir: from.clone(), to: to.clone() };
         let (told, _) = transfer(self.front, (&mut a, what), (&mut b, receive(Into::Vm { dir: to })))?;
-        drop((a, b));
+        drop(b);
         let retire = op::Retire { dir: from, source: told.source };
-        self.front.ask(&on_host(&c.from), &Op::Retire(retire)).map(drop)
+        self.front.ask_over(a, &Op::Retire(retire)).map(drop)
     }
 
     fn is_shared(&self, a: &mut Line<'_>, b: &mut Line<'_>, at: &VmPath) -> Result<bool> {

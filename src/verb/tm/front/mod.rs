@@ -15,13 +15,14 @@ pub use bridge::{datastore, is_elsewhere};
 use super::Op;
 use super::serve::{Reply, Request, Sent};
 use crate::config::Settings;
-use crate::host::{Channel, Commit, Event, HostError, Hosts, Request as Call, Route, Source};
+use crate::host::{Channel, Commit, Event, HostError, Hosts, Request as Call, Source};
 use crate::one::{Cloud, HostName, Migrate, TmCall, VmDir};
 use crate::sdm::event::What;
 use crate::sdm::{Job, known};
 use crate::sys::Class;
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
+use pair::{Line, reach};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -92,13 +93,28 @@ impl Front<'_> {
     /// Asks the host to do it, and tells what it answered. One connection, one request; a second one only
     /// when the first was committed and its answer is lost: then the host knows it by its job id.
     fn ask(&self, at: &At<'_>, op: &Op) -> Result<String> {
-        self.ask_with(at, op, None)
+        self.ask_by(at, op, None, None)
     }
 
     /// The same with a file that goes along.
     fn ask_with(&self, at: &At<'_>, op: &Op, data: Option<&File>) -> Result<String> {
+        self.ask_by(at, op, data, None)
+    }
+
+    /// The same over a connection that is there already. It may have been given up meanwhile: then another.
+    fn ask_over(&self, line: Line<'_>, op: &Op) -> Result<String> {
+        let at = line.at;
+        self.ask_by(&at, op, None, Some(line))
+    }
+
+    fn ask_by(
+        &self,
+        at: &At<'_>,
+        op: &Op,
+        data: Option<&File>,
+        mut line: Option<Line<'_>>,
+    ) -> Result<String> {
         self.job.object(op.object());
-        let host = at.host.map_or("", HostName::as_str);
         let end = Instant::now() + self.settings.lock.wait + self.settings.ssh.silence;
         let mut lost: Option<HostError> = None;
         for attempt in 0.. {
@@ -106,7 +122,9 @@ impl Front<'_> {
             if attempt > 0 && !cancel.wait(PAUSE) {
                 break;
             }
-            let done = self.ask_once(host, at, op, data);
+            let was_open = line.is_some();
+            let reached = line.take().map_or_else(|| reach(self, *at), Ok);
+            let done = reached.and_then(|mut line| self.ask_once(&mut line, op, data));
             let e = match done {
                 Ok(text) => return Ok(text),
                 Err(e) => e,
@@ -119,6 +137,7 @@ impl Front<'_> {
             match e.downcast::<HostError>() {
                 Ok(first) if is_unknown && attempt < AGAIN && more => drop(lost.get_or_insert(first)),
                 Ok(other) if lost.is_some() && (other.is_connection() || is_busy) && more => {}
+                Ok(idle) if was_open && idle.is_connection() && more => {}
                 Ok(e) => return Err(lost.unwrap_or(e).into()),
                 Err(e) => return Err(e),
             }
@@ -126,10 +145,8 @@ impl Front<'_> {
         Err(lost.map_or_else(|| refuse(Class::Cancelled, "stopped on request"), Into::into))
     }
 
-    fn ask_once(&self, host: &str, at: &At<'_>, op: &Op, data: Option<&File>) -> Result<String> {
-        let (route, mut channel) = self.hosts.open_by(host)?;
-        let is_here = matches!(route, Route::Local { .. });
-        let asked = self.prepare(&*channel, host, at, op, is_here)?;
+    fn ask_once(&self, line: &mut Line<'_>, op: &Op, data: Option<&File>) -> Result<String> {
+        let asked = line.prepare(self, op)?;
         let id = self.job.id.to_string();
         let mut word = || true;
         let mut blocks = data.map(context::blocks);
@@ -144,7 +161,7 @@ impl Front<'_> {
             Event::Log { text, .. } => self.job.tell(What::Warning { text }),
             Event::Data(_) => {}
         };
-        let answer = channel.call(call, &mut news, self.job.cancel());
+        let answer = line.channel.call(call, &mut news, self.job.cancel());
         self.answered(&asked, answer)
     }
 

@@ -25,10 +25,10 @@ const TRIES: u32 = 3;
 
 /// A host that was reached.
 pub(super) struct Line<'a> {
-    at: At<'a>,
+    pub(super) at: At<'a>,
     host: &'a str,
     is_here: bool,
-    channel: Box<dyn Channel + 'a>,
+    pub(super) channel: Box<dyn Channel + 'a>,
 }
 
 pub(super) fn reach<'a>(front: &'a Front<'_>, at: At<'a>) -> Result<Line<'a>> {
@@ -52,7 +52,7 @@ impl Line<'_> {
         if self.is_here { front.job.id } else { JobId::generate() }
     }
 
-    fn prepare(&self, front: &Front<'_>, op: &Op) -> Result<Asked> {
+    pub fn prepare(&self, front: &Front<'_>, op: &Op) -> Result<Asked> {
         front.prepare(&*self.channel, self.host, &self.at, op, self.is_here)
     }
 

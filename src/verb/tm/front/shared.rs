@@ -10,6 +10,7 @@ use crate::one::{
 use crate::sys::{Bytes, Class};
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -165,9 +166,22 @@ impl Of<'_> {
             let disk = self.disk(&*self.vm(c.object)?, &c.disk)?;
             return self.ask(&c.disk, &Op::Store(op::Store { disk, target }));
         }
+        if self.is_seen_here(c) {
+            return Ok(String::new());
+        }
         // Which layout it has, its links tell; no document is needed.
         let disk = op::Disk { path: text(&c.disk.path()), image: None, format: DiskFormat::Qcow2 };
         self.ask(&c.disk, &Op::Mvds(op::Mvds { disk, target }))
+    }
+
+    /// Whether the datastores, as this machine sees them, say that the disk leads to the image: what its VM
+    /// wrote is there, and no host need be asked.
+    fn is_seen_here(&self, c: &Mvds) -> bool {
+        let (disk, stores) = (c.disk.path(), &self.front.settings.paths.datastores);
+        let is_ours = disk.starts_with(stores) && c.image.path.starts_with(stores);
+        let one =
+            |path: &Path| std::fs::metadata(path).ok().filter(|m| m.is_file()).map(|m| (m.dev(), m.ino()));
+        is_ours && disk.is_symlink() && one(&disk).is_some_and(|at| one(&c.image.path) == Some(at))
     }
 
     fn cpds(&self, c: &Cpds) -> Result<String> {
