@@ -1,7 +1,7 @@
 //! Operations on running machines: a real libvirtd, real qemu. Content is read through every snapshot, by
 //! tools that are not ours, and by the machine itself.
 
-use crate::bed::names;
+use crate::bed::{names, tool};
 use crate::hypervisor::Hypervisor;
 use serde_json::json;
 
@@ -219,4 +219,41 @@ fn drivers_called_for_a_running_machine() {
     h.sees("ABC");
     h.power_off();
     assert_eq!(h.says(&h.at("101/7/disk.0")), "ABC");
+}
+
+/// Where the system datastore is the host's own, what is streamed is a staged copy of one moment.
+#[test]
+fn the_local_driver_saves_the_disk_of_a_running_machine() {
+    for format in ["raw", "qcow2"] {
+        let h = Hypervisor::up();
+        h.deploy(format, false);
+        if format == "qcow2" {
+            // A disk of this driver builds on no image.
+            let layer = h.at("101/7/disk.0.snap/0");
+            let words = ["rebase", "-f", "qcow2", "-b", ""].map(std::ffi::OsStr::new);
+            tool("qemu-img", &[&words[..], &[layer.as_os_str()]].concat());
+        }
+        h.boot(format);
+        h.write('A', 0);
+        let rc = h.one.remotes().join("etc/vmm/kvm");
+        std::fs::create_dir_all(&rc).unwrap();
+        std::fs::write(rc.join("kvmrc"), format!("LIBVIRT_URI=\"{}\"\n", h.ok(&["uri"]))).unwrap();
+        let xml = h.one.root().join("xml");
+        std::fs::create_dir_all(&xml).unwrap();
+        let document = format!(
+            "<VM><ID>7</ID><DEPLOY_ID>one-7</DEPLOY_ID><LCM_STATE>26</LCM_STATE><TEMPLATE><DISK><DISK_ID>0</DISK_ID>\
+             <FORMAT>{format}</FORMAT><TARGET>vda</TARGET><SIZE>16</SIZE></DISK></TEMPLATE><HISTORY_RECORDS>\
+             <HISTORY><SEQ>0</SEQ><VM_MAD>kvm</VM_MAD></HISTORY></HISTORY_RECORDS></VM>"
+        );
+        std::fs::write(xml.join("vm-7.xml"), document).unwrap();
+        let disk = format!("localhost:{}/7/disk.0", h.one.base_path(101));
+        let saved = format!("{}/saved", h.one.base_path(100));
+        let call = h.one.tm("local", "cpds").env("ONESDM_XML_DIR", &xml);
+        [&*disk, &saved, "-1", "7", "100"].into_iter().fold(call, crate::call::Call::arg).run().ok();
+        h.write('B', 1);
+        assert_eq!(h.says(&h.at("100/saved")), "A");
+        assert_eq!((h.state().as_str(), job(&h).as_str()), ("running", ""));
+        assert_eq!(names(&h.at("101/.sdm/new")), [""; 0], "what was staged is gone");
+        h.sees("AB");
+    }
 }

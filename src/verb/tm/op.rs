@@ -285,8 +285,13 @@ pub enum What {
     Whole { path: String },
     /// A file that is to become an image: PATH of the message, which says what may be read.
     Outside { path: String, message: BTreeMap<String, String> },
-    /// What a disk is, or was in a snapshot, as one file.
-    Content { disk: Disk, snapshot: Option<i64> },
+    /// What a disk is, or was in a snapshot, as one file. `live`: a machine that writes to it.
+    Content {
+        disk: Disk,
+        snapshot: Option<i64>,
+        #[serde(default)]
+        live: Option<Machine>,
+    },
 }
 
 /// The text of what `Send` answers.

@@ -6,6 +6,7 @@
 //! directory as `vm`, with `.monitor` beside it. Who receives gives them the names they have there.
 
 use super::disk::Disk;
+use super::live::Live;
 use super::ln::{layers_of, resolved};
 use super::op::{self, Told, What};
 use super::place::Spot;
@@ -42,7 +43,8 @@ pub(super) fn run(tm: &Tm<'_>, op: &op::Send) -> Result<Told> {
         What::Disk { disk } => disk_with_snapshots(tm, disk),
         What::Whole { path } => bridge::whole(tm, path),
         What::Outside { path, message } => bridge::outside(tm, path, message),
-        What::Content { disk, snapshot } => content(tm, disk, *snapshot),
+        What::Content { disk, snapshot: None, live: Some(machine) } => running(tm, disk, machine),
+        What::Content { disk, snapshot, live } => content(tm, disk, *snapshot, live.is_some()),
     }
 }
 
@@ -184,14 +186,17 @@ fn disk_with_snapshots(tm: &Tm<'_>, op: &op::Disk) -> Result<Told> {
 }
 
 /// One file that needs no other.
-fn content(tm: &Tm<'_>, op: &op::Disk, snapshot: Option<i64>) -> Result<Told> {
+fn content(tm: &Tm<'_>, op: &op::Disk, snapshot: Option<i64>, runs: bool) -> Result<Told> {
     let disk = Disk::open(tm, op, Mode::Shared)?;
     let snaps = disk.snaps(tm)?;
     let file = match snapshot {
         None => disk.file.clone(),
         Some(n) => snaps.there(n)?,
     };
-    disk.home().not_in_use()?;
+    // Below what a machine writes to nothing changes.
+    if !runs {
+        disk.home().not_in_use()?;
+    }
     let path = disk.home().path(&file)?;
     let mut work;
     let opened = if disk.format == DiskFormat::Qcow2 {
@@ -212,6 +217,18 @@ fn content(tm: &Tm<'_>, op: &op::Disk, snapshot: Option<i64>) -> Result<Told> {
     stream(tm, source(&disk.at, &[&tm.request]), |sender| {
         Ok(sender.file("disk", 0o644, &opened).map(drop)?)
     })
+}
+
+/// What a running machine's disk is at one moment: staged beside it, so that the machine need not stand still
+/// for as long as the way takes. What was staged goes with `work`.
+fn running(tm: &Tm<'_>, op: &op::Disk, machine: &op::Machine) -> Result<Told> {
+    let live = Live::settled(tm, op, machine)?;
+    let at = tm.open(Spot::disk(tm.ctx, &op.path)?)?;
+    let mut work = tm.begin(&at)?;
+    let slab = live.copied(&mut work)?;
+    drop(live);
+    let file = slab.file.as_ref().context("a staged file has no file")?;
+    stream(tm, source(&at, &[&tm.request]), |sender| Ok(sender.file("disk", 0o644, file).map(drop)?))
 }
 
 /// A file, and its snapshots, which are whole copies.

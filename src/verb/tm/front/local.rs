@@ -3,7 +3,7 @@
 
 use super::super::op::{self, Delete, DiskFormat, Into, Marker, Op, What};
 use super::pair::{Line, is_shared, reach, transfer};
-use super::shared::{self, Of, not_yet, text};
+use super::shared::{self, Of, text};
 use super::{At, Front, migrate};
 use crate::one::{Cpds, FromImage, HostPath, Leaf, Migrate, Mv, Mvds, TmCall, VmDir, VmPath, lcm};
 use crate::sys::{Bytes, Class};
@@ -87,12 +87,10 @@ impl Own<'_> {
 
     fn cpds(&self, c: &Cpds) -> Result<()> {
         let vm = self.of.vm(c.object)?;
-        if c.snapshot.is_none() && vm.in_lcm(&[lcm::HOTPLUG_SAVEAS]) {
-            return Err(not_yet("saving the disk of a running VM"));
-        }
+        let live = self.of.saved_from(&vm, &c.disk)?;
         let disk = self.of.disk(&vm, &c.disk)?;
         let into = Into::Image { path: text(&c.image.path), format: disk.format };
-        let what = What::Content { disk, snapshot: c.snapshot.map(i64::from) };
+        let what = What::Content { disk, snapshot: c.snapshot.map(i64::from), live };
         self.to_image(&c.disk, what, &c.image, into)
     }
 

@@ -186,21 +186,26 @@ impl Of<'_> {
 
     fn cpds(&self, c: &Cpds) -> Result<String> {
         let vm = self.vm(c.object)?;
-        let live = vm.in_lcm(&[lcm::HOTPLUG_SAVEAS]);
-        if live {
-            let mad = vm.history.as_ref().and_then(|h| h.vm_mad.as_deref()).unwrap_or_default();
-            if mad != "kvm" {
-                let text = format!("saving the disk of a running VM is not supported on {mad:?}");
-                return Err(refuse(Class::Unsupported, text));
-            }
-        }
         let op = op::Cpds {
             disk: self.disk(&vm, &c.disk)?,
             snapshot: c.snapshot.map(i64::from),
             target: as_seen(&c.disk, &c.image.path)?,
-            live: if live { Some(self.machine(&vm, &c.disk)?) } else { None },
+            live: self.saved_from(&vm, &c.disk)?,
         };
         self.ask(&c.disk, &Op::Cpds(op))
+    }
+
+    /// The machine that runs while its disk is saved.
+    pub fn saved_from(&self, vm: &Vm, disk: &VmPath) -> Result<Option<op::Machine>> {
+        if !vm.in_lcm(&[lcm::HOTPLUG_SAVEAS]) {
+            return Ok(None);
+        }
+        let mad = vm.history.as_ref().and_then(|h| h.vm_mad.as_deref()).unwrap_or_default();
+        if mad != "kvm" {
+            let text = format!("saving the disk of a running VM is not supported on {mad:?}");
+            return Err(refuse(Class::Unsupported, text));
+        }
+        self.machine(vm, disk).map(Some)
     }
 
     fn delete(&self, c: &Place) -> Result<String> {

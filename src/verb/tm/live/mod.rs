@@ -43,7 +43,7 @@ use std::time::{Duration, Instant};
 use virsh::Virsh;
 
 /// A disk of a running machine, leased.
-struct Live<'a> {
+pub(super) struct Live<'a> {
     tm: &'a Tm<'a>,
     machine: &'a Machine,
     disk: Disk,

@@ -2,7 +2,7 @@
 //! that has caught up; then the machine is held still for as long as it takes to end the mirror. Where that
 //! is not possible the machine stands still for the whole copy, and a copy that takes too long is none.
 
-use super::super::op::{Cpds, Machine};
+use super::super::op::{self, Cpds, Machine};
 use super::super::place::Spot;
 use super::super::{DiskFormat, Tm};
 use super::Live;
@@ -26,15 +26,30 @@ pub(in crate::verb::tm) fn save(tm: &Tm<'_>, op: &Cpds, machine: &Machine) -> Re
         return Ok(());
     }
     let _target = tm.lease(&target, Mode::Exclusive)?;
-    // What it builds on must not change, and its link must not move.
-    let mut live = Live::open(tm, &op.disk, machine, Mode::Exclusive)?;
-    let virsh = Virsh::new(tm, machine, tm.job.cancel());
-    live.ready(&virsh)?;
+    let live = Live::settled(tm, &op.disk, machine)?;
     let mut work = tm.begin(&target)?;
-    let slab = copied(&live, &mut work)?;
+    let slab = live.copied(&mut work)?;
     work.flush(&slab)?;
     let step = work.step_to(&slab, target.name())?;
     tm.commit(&target, work, vec![step])
+}
+
+impl<'a> Live<'a> {
+    /// To be copied: what it builds on must not change, and its link must not move.
+    pub(in crate::verb::tm) fn settled(
+        tm: &'a Tm<'a>,
+        disk: &'a op::Disk,
+        machine: &'a Machine,
+    ) -> Result<Live<'a>> {
+        let mut live = Live::open(tm, disk, machine, Mode::Exclusive)?;
+        live.ready(&Virsh::new(tm, machine, tm.job.cancel()))?;
+        Ok(live)
+    }
+
+    /// What the disk is now, staged.
+    pub(in crate::verb::tm) fn copied(&self, work: &mut Work<'_>) -> Result<Slab> {
+        copied(self, work)
+    }
 }
 
 /// A snapshot of a raw disk: a copy beside it.

@@ -131,7 +131,7 @@ fn a_disk_goes_back_into_its_image_and_can_be_saved_as_another() {
         let bed = Bed::new();
         with_snapshot(&bed, format);
         let own = || disk(&bed, "101/7/disk.0", None, format);
-        let content = |snapshot| op::What::Content { disk: own(), snapshot };
+        let content = |snapshot| op::What::Content { disk: own(), snapshot, live: None };
         for (snapshot, says) in [(None, "ABx"), (Some(0), "AB")] {
             transfer(&bed, content(snapshot), into_image(&bed, "100/saved", DiskFormat::Other), NEVER).ok();
             assert_eq!(bed.says("100/saved"), says);
