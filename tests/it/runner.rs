@@ -24,7 +24,7 @@ pub fn cloud(shared: &[u32]) -> Cloud {
     let program = crate::bed::program();
     let links = cloud.on("fe", &[program.to_str().unwrap(), "generate", "remotes"]);
     cloud.inside("fe", || {
-        for link in links.lines().filter(|l| l.starts_with("tm/")) {
+        for link in links.lines().filter(|l| l.starts_with("tm/sdm_shared/")) {
             for driver in ["sdm_shared", "shared", "qcow2"] {
                 let at = Path::new(REMOTES).join(link.replace("sdm_shared", driver));
                 std::fs::create_dir_all(at.parent().unwrap()).unwrap();
