@@ -7,6 +7,7 @@
 pub mod conformance;
 mod mem;
 mod ofd;
+pub mod reach;
 pub mod sanlock;
 
 pub use mem::MemLocks;

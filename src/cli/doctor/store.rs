@@ -1,11 +1,12 @@
 //! One datastore: is it the storage it should be, whose is it, what can it do, do its locks hold.
 
 use super::host::Account;
-use super::mounts::{self, Mount};
+use super::mounts;
 use super::{Finding, PATIENCE, leases};
 use crate::cli::admin::capabilities;
 use crate::engine::file::AREA;
 use crate::engine::{Capabilities, Usage};
+use crate::lock::reach::{self, Mount};
 use crate::lock::{JobId, LeaseId, LockBackend, LockError, Mode};
 use crate::sdm::gc::{self, Action};
 use crate::sdm::known::Known;
@@ -55,7 +56,7 @@ pub fn look(
         }
         out.push(Finding::ok("mount", &place, "mounted, as this host remembers it"));
     }
-    if let Some(m) = path.canonicalize().ok().and_then(|p| mounts::of(&p, table)) {
+    if let Some(m) = path.canonicalize().ok().and_then(|p| reach::of(&p, table)) {
         out.extend(mounts::judge(&place, m));
     }
     let domain = Domain::inspect(path);
