@@ -46,7 +46,7 @@ impl Options {
                 "--quick" => options.quick = true,
                 "--stock" => options.stock = Some(args.next().ok_or("--stock needs a directory")?.into()),
                 "fixed" | "stat" | "copy" | "reflink" | "fetch" | "vms" | "hosts" => {
-                    options.sections.push(arg)
+                    options.sections.push(arg);
                 }
                 other => {
                     return Err(format!("unknown argument {other:?}; see the head of tests/bench/main.rs"));
