@@ -83,15 +83,19 @@ impl<'a> Sender<'a> {
         self.entry(&Head::File { path: path.to_owned(), mode, size })?;
         let mut content = std::mem::take(&mut self.content);
         let (mut digest, mut pos) = (FileDigest::new(size), 0);
+        // To find the end of an extent a file system may look at every page of it: once is enough.
+        let mut extent = 0..0;
         while pos < size {
             self.watch.check("sending")?;
-            let start = match calls::next_data(file, pos, size) {
-                Ok(Some(extent)) => extent.start,
-                Ok(None) => size,
-                // A medium that cannot tell: all of it is read.
-                Err(e) if e.kind() == ErrorKind::Unsupported => pos,
-                Err(source) => return Err(DataError::Io { doing: "looking for data", source }),
-            };
+            if pos >= extent.end {
+                extent = match calls::next_data(file, pos, size) {
+                    Ok(found) => found.unwrap_or(size..size),
+                    // A medium that cannot tell: all of it is read.
+                    Err(e) if e.kind() == ErrorKind::Unsupported => pos..size,
+                    Err(source) => return Err(DataError::Io { doing: "looking for data", source }),
+                };
+            }
+            let start = extent.start.max(pos);
             let n = start / CHUNK as u64;
             let next = if start < size { size.min((n + 1) * CHUNK as u64) } else { size };
             if start < size {
