@@ -15,6 +15,7 @@
 mod admin;
 mod agent;
 mod bed;
+mod bridge;
 mod call;
 mod context;
 mod contract;
