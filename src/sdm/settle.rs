@@ -2,7 +2,7 @@
 //! paused; a paused one that wakes later finds its source entry gone and can commit nothing.
 
 use super::event::What;
-use super::record::{self, Commit, Intent};
+use super::record::{self, Commit, Intent, Step};
 use super::{Domain, Job, Result, SdmError, work};
 use crate::engine::{Engine, EngineError, Grave, Name, Place, Record};
 use crate::lock::{self, DomainLock, JobId, LockError, OwnerLease};
@@ -197,6 +197,13 @@ pub fn made_by(domain: &Domain, name: &Name) -> Result<Option<Commit>> {
     let Some(now) = domain.engine.look(&Place::Public(name.clone()))? else { return Ok(None) };
     let mut done = domain.engine.done()?.into_iter().rev();
     Ok(done.find_map(|d| done_of(domain, d.job).filter(|c| c.made(name, now.id))))
+}
+
+/// The done record of whoever last took this name away.
+pub fn buried_by(domain: &Domain, name: &Name) -> Result<Option<Commit>> {
+    let is_it = |s: &Step| matches!(s, Step::Bury { name: n, .. } if n == name);
+    let mut done = domain.engine.done()?.into_iter().rev();
+    Ok(done.find_map(|d| done_of(domain, d.job).filter(|c| c.steps.iter().any(is_it))))
 }
 
 fn done_of(domain: &Domain, job: JobId) -> Option<Commit> {

@@ -31,5 +31,7 @@ pub(super) fn run(tm: &Tm<'_>, op: &Retire) -> Result<()> {
     seen.unused(&at)?;
     let mut work = Work::begin(&at.domain, tm.job, std::slice::from_ref(at.name()))?;
     let steps = work.step_bury(at.name(), true)?.into_iter().collect();
-    tm.commit(&at, work, steps)
+    tm.ready()?;
+    // What it was is remembered: the whole move may be asked for again.
+    Ok(work.commit(&tm.request, &op.source, steps)?)
 }

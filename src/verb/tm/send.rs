@@ -18,9 +18,8 @@ use crate::engine::{Kind as ObjectKind, Name};
 use crate::host::Link;
 use crate::image::{self, Format};
 use crate::lock::Mode;
-use crate::sdm::Work;
-use crate::sdm::event;
 use crate::sdm::record::request_digest;
+use crate::sdm::{Work, event, settle};
 use crate::sys::Class;
 use crate::sys::fs::{Dir, Kind};
 use crate::verb::fill::{self, Conversion, disk_size};
@@ -79,7 +78,10 @@ fn vm(tm: &Tm<'_>, dir: &str, to: &Path) -> Result<Told> {
     let at = tm.open(Spot::vm(tm.ctx, dir)?)?;
     let _leases = tree::lease(tm, &at, &tree::names(&at)?, Mode::Shared)?;
     if at.look(at.name())?.is_none() {
-        return Err(refuse(Class::NotFound, format!("{dir} does not exist")));
+        let missing = || refuse(Class::NotFound, format!("{dir} does not exist"));
+        // It may have gone there already, which the destination knows: it wants nothing then.
+        let gone = settle::buried_by(&at.domain, at.name())?.filter(|c| !c.answer.is_empty());
+        return stream(tm, gone.ok_or_else(missing)?.answer, |_| Err(missing()));
     }
     let from = Dir::open(&at.path(at.name())?).context("opening the source")?;
     let seen = Seen::below(&from)?;

@@ -94,6 +94,14 @@ fn a_move_takes_everything_and_leaves_nothing() {
         assert_eq!(current.trim(), bed.text("102/7/disk.0.snap/0"));
         assert_eq!(std::fs::read_to_string(bed.at("102/.monitor")).unwrap(), "ssh\n");
         bed.ok(&retire(&bed, &told));
+        // All of it again finds that it was done; not when the VM is nowhere.
+        let again = moves(&bed).ok();
+        assert_eq!((again.source, again.digest), (told.source, None));
+        assert_eq!(keys(&bed, "102/7/"), both);
+        bed.ok(&Op::Delete(op::Delete { path: bed.text("102/7") }));
+        let nowhere = moves(&bed);
+        assert_eq!(class_of(&nowhere.sent.unwrap_err()), Class::NotFound);
+        nowhere.received.unwrap_err();
         bed.collect();
     }
 }
