@@ -524,7 +524,6 @@ impl Op {
 /// Does it, here. On an error nothing is visible of what was to be made, except where the operation says
 /// so; what a crash leaves, the same call made again completes or displaces.
 pub fn perform(op: &Op, ctx: &Ctx<'_>, job: &Job) -> Result<Answer> {
-    job.object(op.object());
     let tm = Tm::new(ctx, job, op)?;
     let done = match op {
         Op::Clone(o) => clone::run(&tm, o),

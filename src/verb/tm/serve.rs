@@ -142,6 +142,7 @@ impl Server<'_> {
         let jobs = Jobs { cancel: link.cancel().clone(), waits, ..self.jobs.clone() };
         let topic = Topic { verb: request.verb.clone(), quiet: request.op.only_reads(), ..Topic::default() };
         let job = jobs.start(id, topic);
+        job.object(request.op.object());
         let news = job.listen();
         let done = std::thread::scope(|s| {
             s.spawn(move || relay(news, link));

@@ -145,6 +145,28 @@ impl Front<'_> {
         Err(lost.map_or_else(|| refuse(Class::Cancelled, "stopped on request"), Into::into))
     }
 
+    /// A removal outranks what this front-end is making there, which its host may not have heard of yet.
+    /// What does not end in a little time is met on the host, where it can publish nothing any more.
+    fn outrank(&self, path: &str) {
+        let (end, mut asked) = (Instant::now() + self.settings.cancel.grace, BTreeSet::new());
+        let jobs = &self.job.jobs;
+        loop {
+            let mut active = jobs.active().unwrap_or_default();
+            let goes = |object: &str| Path::new(object).starts_with(path);
+            active.retain(|j| j.id != self.job.id && j.verb != "delete" && goes(&j.object));
+            for rival in &active {
+                if asked.insert(rival.id) {
+                    tracing::info!(rival = %rival.id, verb = rival.verb, "removal outranks creation");
+                    let _ = jobs.cancel(rival.id);
+                }
+            }
+            let is_over = active.is_empty() || Instant::now() > end;
+            if is_over || !self.job.cancel().wait(Duration::from_millis(10)) {
+                return;
+            }
+        }
+    }
+
     fn ask_once(&self, line: &mut Line<'_>, op: &Op, data: Option<&File>) -> Result<String> {
         let asked = line.prepare(self, op)?;
         let id = self.job.id.to_string();

@@ -209,7 +209,9 @@ impl Of<'_> {
     }
 
     fn delete(&self, c: &Place) -> Result<String> {
-        self.ask(&c.at, &Op::Delete(op::Delete { path: text(&c.at.path()) }))
+        let path = text(&c.at.path());
+        self.front.outrank(&path);
+        self.ask(&c.at, &Op::Delete(op::Delete { path }))
     }
 
     fn mkimage(&self, c: &Mkimage) -> Result<String> {
