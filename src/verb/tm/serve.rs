@@ -224,13 +224,19 @@ impl Ask<'_> {
         // What the request does not name is used as it is, and not made.
         let Some(expected) = self.request.domains.get(&ds) else { return Domain::open_dir(dir) };
         let is_local = self.request.local.contains(&ds);
+        let is_own = is_local && self.server.own.is_none();
+        if let Some(known) =
+            known::get(self.server.state, &ds.to_string(), dir).filter(|k| is_own && k.path.exists())
+        {
+            known::still_mounted(&known)?;
+        }
         let storage = if is_local { Storage::Local } else { Storage::Shared };
         let domain = known::open_as(dir, *expected, storage)?;
         if is_local && expected.is_some_and(|e| e != domain.header.id) {
             let text = format!("{} was empty and is a new storage domain now", dir.display());
             self.link.log(true, &text);
         }
-        if is_local && self.server.own.is_none() && *expected != Some(domain.header.id) {
+        if is_own && *expected != Some(domain.header.id) {
             known::note(self.server.state, &ds.to_string(), dir, domain.header.id, false);
         }
         Ok(domain)
