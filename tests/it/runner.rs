@@ -3,6 +3,7 @@
 
 use crate::guest::{self, Reader};
 use crate::hosts::Cloud;
+use crate::sysoracle::look;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -24,14 +25,20 @@ pub fn cloud(shared: &[u32]) -> Cloud {
     let program = crate::bed::program();
     let links = cloud.on("fe", &[program.to_str().unwrap(), "generate", "remotes"]);
     cloud.inside("fe", || {
-        for link in links.lines().filter(|l| l.starts_with("tm/sdm_shared/")) {
-            for driver in ["sdm_shared", "shared", "qcow2"] {
-                let at = Path::new(REMOTES).join(link.replace("sdm_shared", driver));
-                std::fs::create_dir_all(at.parent().unwrap()).unwrap();
-                std::os::unix::fs::symlink(&program, at).unwrap();
+        let families =
+            [("sdm_shared", ["sdm_shared", "shared", "qcow2"]), ("sdm_local", ["sdm_local", "local", "ssh"])];
+        for (family, drivers) in families {
+            let head = format!("tm/{family}/");
+            for verb in links.lines().filter_map(|l| l.strip_prefix(&head)) {
+                for driver in drivers {
+                    let at = Path::new(REMOTES).join("tm").join(driver).join(verb);
+                    std::fs::create_dir_all(at.parent().unwrap()).unwrap();
+                    std::os::unix::fs::symlink(&program, at).unwrap();
+                }
             }
         }
-        for dir in ["/var/lib/one/xml", "/etc/one"] {
+        let stored = format!("{STORES}/100");
+        for dir in ["/var/lib/one/xml", "/etc/one", &stored] {
             std::fs::create_dir_all(dir).unwrap();
         }
     });
@@ -106,14 +113,23 @@ pub struct Vm<'a> {
     pub suffix: &'static str,
     /// The system datastore is its host's own: disks are copies, whatever they came from.
     pub copies: bool,
+    /// Images are the front-end's own, too: the drivers `local` and `ssh`.
+    pub local: bool,
     pub disks: BTreeMap<u32, Disk>,
     /// Images by name.
     pub images: BTreeMap<String, (Kind, Vec<u8>)>,
+    /// What images have besides, of disks that went back into them.
+    pub stored: BTreeMap<String, Disk>,
     letter: u8,
 }
 
 pub fn source(name: &str) -> String {
     format!("{STORES}//100/{name}")
+}
+
+/// These are looked at from the front-end, all else from the VM's host.
+fn is_image(path: &Path) -> bool {
+    path.starts_with(format!("{STORES}/100"))
 }
 
 impl<'a> Vm<'a> {
@@ -129,10 +145,22 @@ impl<'a> Vm<'a> {
             lcm: 3,
             suffix: "",
             copies: false,
+            local: false,
             disks,
             images,
+            stored: BTreeMap::new(),
             letter: b'a',
         }
+    }
+
+    /// A VM where each host has its own system datastores, and the front-end the images.
+    pub fn local(cloud: &'a Cloud, driver: &'static str, id: u32) -> Vm<'a> {
+        Vm { copies: true, local: true, ..Vm::new(cloud, driver, id) }
+    }
+
+    /// The layer that a disk made of such an image writes to.
+    pub fn first_layer(&self, kind: Kind) -> Option<u32> {
+        (kind == Kind::Qcow2 && self.driver != "ssh").then_some(0)
     }
 
     pub fn image(&mut self, name: &str, kind: Kind, mib: usize) {
@@ -224,8 +252,9 @@ impl<'a> Vm<'a> {
         let at = usize::from(letter) * 4096 % (disk.content.len() - 8192) / 512 * 512;
         disk.content[at..at + 1024].fill(letter);
         let write = format!("write -P {letter} {at} 1024");
-        let path = format!("{STORES}/{}/{}/disk.{n}", self.ds, self.id);
         let (fmt, host) = (disk.kind.name(), self.host);
+        let path = PathBuf::from(format!("{STORES}/{}/{}/disk.{n}", self.ds, self.id));
+        let path = self.cloud.inside(host, || path.canonicalize()).unwrap().display().to_string();
         let wrote = self.cloud.command(host, &["qemu-io", "-f", fmt, "-c", &write, &path]).output().unwrap();
         assert!(wrote.status.success(), "{wrote:?}");
         let (content, image) =
@@ -239,8 +268,15 @@ impl<'a> Vm<'a> {
     #[track_caller]
     pub fn check(&self) {
         self.reads();
-        let found = self.cloud.inside(self.host, || self.look());
+        let mut found = self.cloud.inside("fe", || look(STORES, "100"));
         let want = self.layout();
+        for host in ["fe", "h1", "h2"].iter().filter(|h| self.copies || **h == self.host) {
+            for ds in [101, 102] {
+                let own = self.cloud.inside(host, || look(STORES, &format!("{ds}/{}", self.id)));
+                assert!(*host == self.host || own.is_empty(), "left on {host}: {own:?}");
+                found.extend(own);
+            }
+        }
         let differ: Vec<_> = found.symmetric_difference(&want).collect();
         assert!(differ.is_empty(), "found {found:#?}, wanted {want:#?}, differ {differ:#?}");
     }
@@ -249,11 +285,18 @@ impl<'a> Vm<'a> {
     #[track_caller]
     pub fn reads(&self) {
         let all = self.contents();
-        let read = self.cloud.inside(self.host, || {
-            let reader = Reader::default();
-            all.iter().map(|(_, path, _)| reader.read(path)).collect::<Vec<_>>()
-        });
-        for ((what, path, content), got) in all.iter().zip(read) {
+        let read = |host: &str, images: bool| {
+            self.cloud.inside(host, || {
+                let reader = Reader::default();
+                // As a machine is started: bare names of layers lead on from where the link leads.
+                let real = |path: &Path| path.canonicalize().map_err(|e| e.to_string());
+                let mine = |path: &Path| (is_image(path) == images).then(|| reader.read(&real(path)?));
+                all.iter().map(|(_, path, _)| mine(path)).collect::<Vec<_>>()
+            })
+        };
+        let (images, disks) = (read("fe", true), read(self.host, false));
+        for ((what, path, content), (image, disk)) in all.iter().zip(images.into_iter().zip(disks)) {
+            let got = image.or(disk).unwrap();
             let want = guest::digest_of(content.as_slice()).unwrap();
             let (got, path) = (got.map(|g| (g.size, g.data)), path.display());
             assert_eq!(got, Ok((content.len() as u64, want)), "{what} at {path}");
@@ -275,12 +318,15 @@ impl<'a> Vm<'a> {
         }
         for (name, (kind, content)) in &self.images {
             // Of a persistent qcow2 image, the layers hold what was written since.
-            let layered = self
-                .disks
-                .values()
-                .any(|d| d.persistent && d.image.as_ref() == Some(name) && *kind == Kind::Qcow2);
-            if !layered {
+            let layered = |d: &Disk| d.persistent && d.image.as_ref() == Some(name) && *kind == Kind::Qcow2;
+            if self.copies || !self.disks.values().any(layered) {
                 out.push((format!("image {name}"), PathBuf::from(format!("{STORES}/100/{name}")), content));
+            }
+        }
+        for (name, disk) in &self.stored {
+            for (s, content) in &disk.snaps {
+                let at = PathBuf::from(format!("{STORES}/100/{name}.snap/{s}"));
+                out.push((format!("snapshot {s} of image {name}"), at, content));
             }
         }
         out
@@ -290,7 +336,15 @@ impl<'a> Vm<'a> {
     fn layout(&self) -> BTreeSet<String> {
         let mut out = BTreeSet::new();
         for name in self.images.keys() {
-            out.insert(format!("100/{name}"));
+            let Some(disk) = self.stored.get(name) else {
+                out.insert(format!("100/{name}"));
+                continue;
+            };
+            let to = disk.active.map(|n| format!(" -> {name}.snap/{n}")).unwrap_or_default();
+            out.insert(format!("100/{name}{to}"));
+            let layers: Vec<_> = disk.active.iter().chain(disk.snaps.keys()).collect();
+            out.extend(layers.iter().map(|n| format!("100/{name}.snap/{n}")));
+            out.extend((!layers.is_empty()).then(|| format!("100/{name}.snap/")));
         }
         if !self.disks.is_empty() {
             out.insert(format!("{}/{}/", self.ds, self.id));
@@ -309,7 +363,8 @@ impl<'a> Vm<'a> {
                 }
                 Some(active) => {
                     out.insert(format!("{disk} -> {whole}.snap/{active}"));
-                    out.insert(format!("{base}.snap/{last}.snap -> ."));
+                    // The driver `local` names layers by bare numbers and needs no such link.
+                    out.extend((!self.local).then(|| format!("{base}.snap/{last}.snap -> .")));
                     out.insert(format!("{base}.snap/{active}"));
                 }
             }
@@ -324,32 +379,5 @@ impl<'a> Vm<'a> {
             }
         }
         out
-    }
-
-    /// What is there, of this VM and of the images.
-    fn look(&self) -> BTreeSet<String> {
-        let (mut found, mut todo) = (BTreeSet::new(), vec![PathBuf::from("100")]);
-        let own = PathBuf::from(format!("{}/{}", self.ds, self.id));
-        if Path::new(STORES).join(&own).is_dir() {
-            found.insert(format!("{}/", own.display()));
-            todo.push(own);
-        }
-        while let Some(dir) = todo.pop() {
-            for entry in std::fs::read_dir(Path::new(STORES).join(&dir)).unwrap().flatten() {
-                let (path, name) = (dir.join(entry.file_name()), entry.file_name());
-                let kind = entry.file_type().unwrap();
-                if name == ".sdm" {
-                } else if kind.is_symlink() {
-                    let to = std::fs::read_link(entry.path()).unwrap();
-                    found.insert(format!("{} -> {}", path.display(), to.display()));
-                } else if kind.is_dir() {
-                    found.insert(format!("{}/", path.display()));
-                    todo.push(path);
-                } else {
-                    found.insert(path.display().to_string());
-                }
-            }
-        }
-        found
     }
 }

@@ -2,7 +2,7 @@
 //! call and compared with what is there.
 
 use crate::guest::{self, Guest, Reader};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,7 +171,7 @@ impl Systems {
                 found.insert(path, thing);
             }
         }
-        let paths: std::collections::BTreeSet<_> = found.keys().chain(self.known.keys()).collect();
+        let paths: BTreeSet<_> = found.keys().chain(self.known.keys()).collect();
         match paths.into_iter().find(|p| found.get(*p) != self.known.get(*p)) {
             None => Ok(()),
             Some(p) => {
@@ -179,4 +179,28 @@ impl Systems {
             }
         }
     }
+}
+
+/// What is there below a datastore, `100`, or the directory of a VM, and that itself: `path`, or `path -> target`.
+pub fn look(stores: &str, top: &str) -> BTreeSet<String> {
+    let (mut found, mut todo) = (BTreeSet::new(), Vec::new());
+    if Path::new(stores).join(top).is_dir() {
+        found.extend((top != "100").then(|| format!("{top}/")));
+        todo.push(PathBuf::from(top));
+    }
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(Path::new(stores).join(&dir)).unwrap().flatten() {
+            let (path, kind) = (dir.join(entry.file_name()), entry.file_type().unwrap());
+            if kind.is_symlink() {
+                let to = std::fs::read_link(entry.path()).unwrap();
+                found.insert(format!("{} -> {}", path.display(), to.display()));
+            } else if kind.is_dir() && entry.file_name() != ".sdm" {
+                found.insert(format!("{}/", path.display()));
+                todo.push(path);
+            } else if kind.is_file() {
+                found.insert(path.display().to_string());
+            }
+        }
+    }
+    found
 }

@@ -8,19 +8,20 @@ use std::collections::BTreeMap;
 const SHARED: &[u32] = &[100, 101, 102];
 
 /// Puts an image into a VM: `clone`, or `ln` of a persistent one.
-fn deploy(vm: &mut Vm<'_>, n: u32, image: &str, persistent: bool, grown: usize) {
+pub fn deploy(vm: &mut Vm<'_>, n: u32, image: &str, persistent: bool, grown: usize) {
     let (kind, mut content) = vm.images[image].clone();
     content.resize(content.len() + grown * MIB, 0);
-    let active = (kind == Kind::Qcow2).then_some(0);
-    let image = image.to_owned();
-    let from = format!("fe:{}", source(&image));
-    let image = Some(image);
-    vm.disks.insert(n, Disk { kind, image, persistent, content, snaps: BTreeMap::new(), active, tm: None });
+    let from = format!("fe:{}", source(image));
+    let stored = vm.stored.get(image).filter(|_| persistent);
+    let snaps = stored.map(|d| d.snaps.clone()).unwrap_or_default();
+    let active = stored.map_or(vm.first_layer(kind), |d| d.active);
+    let image = Some(image.to_owned());
+    vm.disks.insert(n, Disk { kind, image, persistent, content, snaps, active, tm: None });
     vm.ok(if persistent { "ln" } else { "clone" }, &[&from, &vm.disk(n)], 100);
 }
 
 /// `mv` of all disks and then of the directory, as oned does for stop, resume and migrations.
-fn travel(vm: &mut Vm<'_>, to: &'static str, ds: u32) {
+pub fn travel(vm: &mut Vm<'_>, to: &'static str, ds: u32) {
     let (host, from) = (vm.host, vm.ds);
     let image_ds = |vm: &Vm<'_>, n: u32| if vm.disks[&n].image.is_some() { 100 } else { ds };
     for n in vm.disks.keys().copied().collect::<Vec<_>>() {
@@ -33,7 +34,8 @@ fn travel(vm: &mut Vm<'_>, to: &'static str, ds: u32) {
     vm.ok("mv", &[&a, &b], ds);
 }
 
-fn delete(vm: &mut Vm<'_>, n: u32) {
+/// A disk goes.
+pub fn delete(vm: &mut Vm<'_>, n: u32) {
     let ds = if vm.disks[&n].image.is_some() { 100 } else { vm.ds };
     let disk = vm.disk(n);
     vm.disks.remove(&n);
@@ -103,7 +105,7 @@ pub fn sound(cloud: &crate::hosts::Cloud) {
 }
 
 /// `snap_create`, as the layout of its format has it.
-fn snapshot(vm: &mut Vm<'_>, n: u32, id: u32) {
+pub fn snapshot(vm: &mut Vm<'_>, n: u32, id: u32) {
     let disk = vm.disks.get_mut(&n).unwrap();
     disk.snaps.insert(id, disk.content.clone());
     disk.active = disk.active.map(|_| id + 1);
@@ -112,7 +114,8 @@ fn snapshot(vm: &mut Vm<'_>, n: u32, id: u32) {
     vm.guest(n);
 }
 
-fn revert(vm: &mut Vm<'_>, n: u32, id: u32) {
+/// `snap_revert`.
+pub fn revert(vm: &mut Vm<'_>, n: u32, id: u32) {
     let disk = vm.disks.get_mut(&n).unwrap();
     disk.content = disk.snaps[&id].clone();
     if let Some(image) = disk.image.clone().filter(|_| disk.persistent && !vm.copies) {
@@ -122,14 +125,16 @@ fn revert(vm: &mut Vm<'_>, n: u32, id: u32) {
     vm.guest(n);
 }
 
-fn forget(vm: &mut Vm<'_>, n: u32, id: u32) {
+/// `snap_delete`.
+pub fn forget(vm: &mut Vm<'_>, n: u32, id: u32) {
     vm.tell();
     vm.disks.get_mut(&n).unwrap().snaps.remove(&id).unwrap();
     vm.ok("snap_delete", &[&vm.disk(n), &id.to_string()], 100);
     vm.guest(n);
 }
 
-fn save(vm: &mut Vm<'_>, n: u32, snap: Option<u32>, name: &str) {
+/// `cpds`: what the disk is, or was, is a new image.
+pub fn save(vm: &mut Vm<'_>, n: u32, snap: Option<u32>, name: &str) {
     let disk = &vm.disks[&n];
     let content = snap.map_or(&disk.content, |s| &disk.snaps[&s]).clone();
     vm.images.insert(name.to_owned(), (disk.kind, content));

@@ -8,10 +8,10 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Numbers that follow from a seed.
-struct Dice(u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % n
     }
@@ -28,21 +28,22 @@ enum Blow {
 const BLOWS: [Blow; 4] = [Blow::FrontEnd, Blow::Agent, Blow::Host, Blow::Network];
 
 /// Kills what runs under this name on one host of the bed.
-fn kill(vm: &Vm<'_>, host: &str, word: &str) {
+pub fn kill(vm: &Vm<'_>, host: &str, word: &str) {
     signal(vm, host, word, "KILL");
 }
 
-fn signal(vm: &Vm<'_>, host: &str, word: &str, signal: &str) {
+pub fn signal(vm: &Vm<'_>, host: &str, word: &str, signal: &str) {
     let script = format!(
         "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q '{word}' && kill -{signal} ${{p#/proc/}}; done; :"
     );
     let _ = vm.cloud.command(host, &["sh", "-c", &script]).output();
 }
 
-/// Makes the call, strikes in between, mends, and calls until it is done.
-fn struck(vm: &Vm<'_>, dice: &mut Dice, verb: &str, args: &[&str], ds: u32) {
+/// Makes the call, strikes one of the hosts or the front-end in between, mends, and calls until it is done.
+pub fn struck(vm: &Vm<'_>, (dice, hosts): (&mut Dice, &[&str]), verb: &str, args: &[&str], ds: u32) {
     vm.tell();
     let blow = BLOWS[usize::try_from(dice.below(4)).unwrap()];
+    let host = if hosts.len() > 1 { hosts[usize::try_from(dice.below(2)).unwrap()] } else { hosts[0] };
     let after = Duration::from_millis(dice.below(350));
     let mut all: Vec<String> = args.iter().map(|a| (*a).to_owned()).collect();
     all.extend([vm.id.to_string(), ds.to_string()]);
@@ -52,14 +53,14 @@ fn struck(vm: &Vm<'_>, dice: &mut Dice, verb: &str, args: &[&str], ds: u32) {
     std::thread::sleep(after);
     match blow {
         Blow::FrontEnd => kill(vm, "fe", "remotes/tm/"),
-        Blow::Agent => kill(vm, "h1", "onesdm agent"),
-        Blow::Host => drop(vm.cloud.ok(&["crash", "h1"])),
-        Blow::Network => drop(vm.cloud.ok(&["cut", "h1"])),
+        Blow::Agent => kill(vm, host, "onesdm agent"),
+        Blow::Host => drop(vm.cloud.ok(&["crash", host])),
+        Blow::Network => drop(vm.cloud.ok(&["cut", host])),
     }
     first.wait().unwrap();
     match blow {
-        Blow::Host => drop(vm.cloud.ok(&["boot", "h1"])),
-        Blow::Network => drop(vm.cloud.ok(&["heal", "h1"])),
+        Blow::Host => drop(vm.cloud.ok(&["boot", host])),
+        Blow::Network => drop(vm.cloud.ok(&["heal", host])),
         Blow::FrontEnd | Blow::Agent => {}
     }
     let end = Instant::now() + Duration::from_secs(40);
@@ -69,11 +70,13 @@ fn struck(vm: &Vm<'_>, dice: &mut Dice, verb: &str, args: &[&str], ds: u32) {
             break;
         }
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
-        assert!(Instant::now() < end, "{verb} after {blow:?} at {after:?}: {said}");
+        assert!(Instant::now() < end, "{verb} after {blow:?} of {host} at {after:?}: {said}");
     }
-    println!("{verb}: {blow:?} at {after:?}");
+    println!("{verb}: {blow:?} of {host} at {after:?}");
     vm.check();
 }
+
+const H1: [&str; 1] = ["h1"];
 
 fn life(kind: Kind, seed: u64) {
     let cloud = runner::cloud(&[100, 101, 102]);
@@ -86,38 +89,38 @@ fn life(kind: Kind, seed: u64) {
         let from = format!("fe:{}", source(image));
         let image = Some(image.to_owned());
         vm.disks.insert(n, Disk { kind, image, persistent, content, snaps, active, tm: None });
-        struck(&vm, dice, if persistent { "ln" } else { "clone" }, &[&from, &vm.disk(n)], 100);
+        struck(&vm, (&mut *dice, &H1), if persistent { "ln" } else { "clone" }, &[&from, &vm.disk(n)], 100);
     }
     let (content, snaps) = (vec![0; 4 * MIB], BTreeMap::new());
     let blank =
         Disk { kind: Kind::Raw, image: None, persistent: false, content, snaps, active: None, tm: None };
     vm.disks.insert(2, blank);
-    struck(&vm, dice, "mkimage", &["4", "raw", &vm.disk(2)], 101);
+    struck(&vm, (&mut *dice, &H1), "mkimage", &["4", "raw", &vm.disk(2)], 101);
     for n in [0, 1] {
         vm.guest(n);
         let disk = vm.disks.get_mut(&n).unwrap();
         disk.snaps.insert(0, disk.content.clone());
         disk.active = disk.active.map(|_| 1);
-        struck(&vm, dice, "snap_create", &[&vm.disk(n), "0"], 100);
+        struck(&vm, (&mut *dice, &H1), "snap_create", &[&vm.disk(n), "0"], 100);
         vm.guest(n);
         let disk = vm.disks.get_mut(&n).unwrap();
         disk.content = disk.snaps[&0].clone();
         if n == 1 {
             vm.images.get_mut("data").unwrap().1.clone_from(&disk.content);
         }
-        struck(&vm, dice, "snap_revert", &[&vm.disk(n), "0"], 100);
+        struck(&vm, (&mut *dice, &H1), "snap_revert", &[&vm.disk(n), "0"], 100);
     }
     vm.images.insert("saved".to_owned(), (kind, vm.disks[&0].content.clone()));
-    struck(&vm, dice, "cpds", &[&vm.disk(0), &source("saved"), "-1"], 100);
+    struck(&vm, (&mut *dice, &H1), "cpds", &[&vm.disk(0), &source("saved"), "-1"], 100);
     vm.disks.get_mut(&2).unwrap().content.resize(5 * MIB, 0);
-    struck(&vm, dice, "resize", &[&vm.disk(2), "5"], 101);
+    struck(&vm, (&mut *dice, &H1), "resize", &[&vm.disk(2), "5"], 101);
     let (a, b) = (vm.at("h1", 101, None), vm.at("h1", 102, None));
     vm.ds = 102;
-    struck(&vm, dice, "mv", &[&a, &b], 102);
-    struck(&vm, dice, "mvds", &[&vm.disk(1), &source("data")], 100);
+    struck(&vm, (&mut *dice, &H1), "mv", &[&a, &b], 102);
+    struck(&vm, (&mut *dice, &H1), "mvds", &[&vm.disk(1), &source("data")], 100);
     let disk = vm.disk(2);
     vm.disks.remove(&2);
-    struck(&vm, dice, "delete", &[&disk], 102);
+    struck(&vm, (&mut *dice, &H1), "delete", &[&disk], 102);
     crate::tm::sound(&cloud);
 }
 
@@ -179,15 +182,19 @@ fn a_reply_that_got_lost_is_found_again() {
     crate::tm::sound(&cloud);
 }
 
-/// An agent that is armed once, for its next start.
-fn arm(vm: &Vm<'_>, what: &str) {
+/// An agent on a host that is armed once, for its next start.
+pub fn arm_on(host: &str, vm: &Vm<'_>, what: &str) {
     let script = format!(
         "#!/bin/sh\nif mkdir /tmp/first 2>/dev/null; then export $(cat /tmp/arm); fi\nexec {} \"$@\" --silence 3\n",
         crate::bed::program().display()
     );
-    vm.cloud.place_script("h1", &script);
-    vm.cloud.write("h1", "/tmp/arm", what);
-    vm.cloud.inside("h1", || drop(std::fs::remove_dir("/tmp/first")));
+    vm.cloud.place_script(host, &script);
+    vm.cloud.write(host, "/tmp/arm", what);
+    vm.cloud.inside(host, || drop(std::fs::remove_dir("/tmp/first")));
+}
+
+fn arm(vm: &Vm<'_>, what: &str) {
+    arm_on("h1", vm, what);
 }
 
 /// oned's time limit sends SIGTERM: it goes through to the host, and nothing is left there.

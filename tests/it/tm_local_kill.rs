@@ -1,0 +1,163 @@
+//! The same on hosts of which each has its own system datastores: what dies, dies while data is on its way
+//! from one host to another.
+
+use crate::hosts::eventually;
+use crate::kill::full;
+use crate::runner::{self, Kind, MIB, STORES, Vm, source};
+use crate::tm::deploy;
+use crate::tm_kill::{Dice, arm_on, kill, struck};
+use crate::tm_local::{blank, end, keep, sound};
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn life(kind: Kind, driver: &'static str, seed: u64) {
+    let cloud = runner::cloud(&[]);
+    let mut vm = Vm::local(&cloud, driver, 7);
+    let dice = &mut Dice(seed);
+    for (n, image, persistent) in [(0, "os", false), (1, "data", true)] {
+        vm.image(image, kind, 8);
+        let (content, active) = (vm.images[image].1.clone(), vm.first_layer(kind));
+        let mut disk = blank(kind, content);
+        (disk.image, disk.persistent, disk.active) = (Some(image.to_owned()), persistent, active);
+        vm.disks.insert(n, disk);
+        let from = format!("fe:{}", source(image));
+        struck(&vm, (dice, &["h1"]), if persistent { "ln" } else { "clone" }, &[&from, &vm.disk(n)], 100);
+    }
+    vm.disks.insert(2, blank(Kind::Raw, vec![0; 4 * MIB]));
+    struck(&vm, (dice, &["h1"]), "mkimage", &["4", "raw", &vm.disk(2)], 101);
+    for n in [0, 1] {
+        vm.guest(n);
+        let disk = vm.disks.get_mut(&n).unwrap();
+        disk.snaps.insert(0, disk.content.clone());
+        disk.active = disk.active.map(|_| 1);
+        struck(&vm, (dice, &["h1"]), "snap_create", &[&vm.disk(n), "0"], 100);
+        vm.guest(n);
+        let disk = vm.disks.get_mut(&n).unwrap();
+        disk.content = disk.snaps[&0].clone();
+        struck(&vm, (dice, &["h1"]), "snap_revert", &[&vm.disk(n), "0"], 100);
+    }
+    vm.images.insert("saved".to_owned(), (kind, vm.disks[&0].content.clone()));
+    struck(&vm, (dice, &["h1"]), "cpds", &[&vm.disk(0), &source("saved"), "-1"], 100);
+    vm.disks.get_mut(&2).unwrap().content.resize(5 * MIB, 0);
+    struck(&vm, (dice, &["h1"]), "resize", &[&vm.disk(2), "5"], 101);
+    for (to, ds) in [("h2", 101), ("h1", 102), ("fe", 101), ("h2", 102)] {
+        let (a, b) = (vm.at(vm.host, vm.ds, None), vm.at(to, ds, None));
+        let hosts = [vm.host, to].map(|h| if h == "fe" { "h1" } else { h });
+        (vm.host, vm.ds) = (to, ds);
+        struck(&vm, (dice, &hosts), "mv", &[&a, &b], ds);
+        vm.guest(0);
+        vm.guest(1);
+    }
+    let image = keep(&mut vm, 1);
+    struck(&vm, (dice, &["h2"]), "mvds", &[&vm.disk(1), &source(&image)], 100);
+    let disk = vm.disk(2);
+    vm.disks.remove(&2);
+    struck(&vm, (dice, &["h2"]), "delete", &[&disk], 102);
+    end(&mut vm);
+    sound(&cloud);
+}
+
+fn lives(kind: Kind, driver: &'static str, seed: u64) {
+    (0..if full() { 5 } else { 1 }).for_each(|n| life(kind, driver, seed + n));
+}
+
+#[test]
+fn raw_disks_on_local_survive_whatever_dies() {
+    lives(Kind::Raw, "ssh", 211);
+}
+
+#[test]
+fn qcow2_disks_on_local_survive_whatever_dies() {
+    lives(Kind::Qcow2, "local", 312);
+}
+
+/// A VM on `h1` with one disk, written to.
+fn vm_on_h1(cloud: &crate::hosts::Cloud, kind: Kind) -> Vm<'_> {
+    let mut vm = Vm::local(cloud, "local", 7);
+    vm.image("os", kind, 2);
+    deploy(&mut vm, 0, "os", false, 0);
+    vm.guest(0);
+    vm
+}
+
+/// Red team 1.3: the front-end dies when the VM is at its destination and still at its source. oned knows of
+/// a failure, and the VM runs on where it was. What it wrote since is what is moved in the end.
+#[test]
+fn a_front_end_that_dies_between_publish_and_retire() {
+    let cloud = runner::cloud(&[]);
+    let mut vm = vm_on_h1(&cloud, Kind::Qcow2);
+    // The second agent of the call is the one that retires the source.
+    let script = format!(
+        "#!/bin/sh\nif ! mkdir /tmp/moves 2>/dev/null; then touch /tmp/retires; sleep 60; fi\nexec {} \"$@\" --silence 3\n",
+        crate::bed::program().display()
+    );
+    cloud.place_script("h1", &script);
+    let (a, b) = (vm.at("h1", 101, None), vm.at("h2", 101, None));
+    let args = [a.clone(), b.clone(), "7".into(), "101".into()];
+    vm.tell();
+    let words = runner::words(&cloud, "local", "mv", "", &args);
+    let mut call =
+        cloud.command("fe", &words.iter().map(String::as_str).collect::<Vec<_>>()).spawn().unwrap();
+    eventually("the source is to go", SOON, || {
+        cloud.inside("h1", || std::path::Path::new("/tmp/retires").exists())
+    });
+    kill(&vm, "fe", "remotes/tm/");
+    call.wait().unwrap();
+    let there = format!("{STORES}/101/7/disk.0");
+    assert!(cloud.inside("h2", || std::path::Path::new(&there).exists()), "it was published");
+    cloud.place_agent("h1", "--silence 3 --orphan-grace 1");
+    vm.reads();
+    vm.guest(0);
+    vm.host = "h2";
+    vm.ok("mv", &[&a, &b], 101);
+    // And when it died after all was done, the same call finds that out.
+    vm.ok("mv", &[&a, &b], 101);
+    vm.guest(0);
+    vm.ok("mv", &[&a, &b], 101);
+    // What is nowhere is no success.
+    end(&mut vm);
+    let out = vm.run("mv", &[&a, &b], 101);
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.code() == Some(3) && said.contains("does not exist"), "{said}");
+    sound(&cloud);
+}
+
+/// The agent that receives dies once, at each change of storage in turn: before the commit the move fails
+/// and the source is whole; after it the same call finds out by itself that it was done.
+#[test]
+fn a_reply_lost_during_a_transfer_is_found_again() {
+    let cloud = runner::cloud(&[]);
+    let mut vm = vm_on_h1(&cloud, Kind::Qcow2);
+    let log = || cloud.read("h2", "/tmp/effects").lines().count();
+    let step = if full() { 1 } else { 4 };
+    let (mut at, mut effects, mut done, mut failed) = (0, 0, 0, 0);
+    while at == 0 || at <= effects {
+        let armed = if at == 0 {
+            "ONESDM_TEST_LOG=/tmp/effects".to_owned()
+        } else {
+            format!("ONESDM_TEST_KILL={at}:after")
+        };
+        arm_on("h2", &vm, &armed);
+        let (a, b) = (vm.at("h1", 101, None), vm.at("h2", 101, None));
+        let out = vm.run("mv", &[&a, &b], 101);
+        if out.status.success() {
+            done += 1;
+        } else {
+            failed += 1;
+            let said = String::from_utf8_lossy(&out.stderr).into_owned();
+            assert!(out.status.code() == Some(6) && said.contains("h2"), "{at}: {said}");
+            vm.reads();
+            assert!(vm.run("mv", &[&a, &b], 101).status.success(), "again at {at}");
+        }
+        vm.host = "h2";
+        vm.check();
+        vm.guest(0);
+        vm.host = "h1";
+        vm.ok("mv", &[&b, &a], 101);
+        effects = effects.max(log());
+        at += if at == 0 { 1 } else { step };
+    }
+    assert!(effects > 10 && done > 1 && failed > 1, "{done} were done, {failed} failed, of {effects}");
+    sound(&cloud);
+}
