@@ -6,13 +6,19 @@ use crate::engine::file::FileEngine;
 use crate::engine::lvm::LvmEngine;
 use crate::engine::mem::MemEngine;
 use crate::engine::{Engine, EngineError};
+use crate::lock::reach::{self, Locks};
 use crate::lock::{LeaseId, LockBackend, LockError, MemLocks, OfdLocks, SanlockLocks, sanlock};
 use crate::obs;
+use crate::sys::fs::Dir;
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// Incompatible features this program knows. A domain has the one of its lock backend, if that has one:
 /// a program without it would lock past everybody.
 const FEATURES: [&str; 1] = [sanlock::NAME];
+
+/// The engine of directories, as the header names it.
+const FILE: &str = "file";
 
 const COPIED: &str = "a copy with locks of several hosts cannot get an id of its own; remove `.sdm/domain.json` \
      and `.sdm/sanlock` of the copy, and make it a domain anew";
@@ -33,7 +39,36 @@ impl Domain {
     pub fn open_dir(path: &Path) -> Result<Domain> {
         let d = Self::inspect(path)?;
         d.usable()?;
+        d.one_host(true)?;
         Ok(d)
+    }
+
+    /// Where locks do not reach other hosts, the first host that opens a domain to change it is the only one.
+    fn one_host(&self, claim: bool) -> Result<()> {
+        if self.header.lock == sanlock::NAME || self.header.engine != FILE {
+            return Ok(());
+        }
+        let io = |source| SdmError::Io { what: self.place.clone(), source };
+        let path = Path::new(&self.place);
+        let why = match Dir::open(path).and_then(|d| reach::of_dir(&d)).map_err(io)? {
+            Locks::Local | Locks::Shared => return Ok(()),
+            Locks::Alone(why) | Locks::None(why) => why,
+        };
+        let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        let me = format!("{} {}", obs::host(), id.trim()).trim_end().to_owned();
+        let host = match FileEngine::open(path)?.only_host(claim.then_some(&me)) {
+            // Who cannot write changes nothing.
+            Err(EngineError::Io { source, .. })
+                if matches!(source.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied) =>
+            {
+                None
+            }
+            host => host?,
+        };
+        match host {
+            Some(host) if host != me => Err(SdmError::OtherHost { place: self.place.clone(), host, why }),
+            _ => Ok(()),
+        }
     }
 
     /// Opens without asking whether it may be changed.
@@ -71,7 +106,7 @@ impl Domain {
         if self.header.area != self.engine.area_id()? {
             return Err(SdmError::Copied { place: place(), id: self.header.id.to_string() });
         }
-        Ok(())
+        self.one_host(false)
     }
 
     /// Makes a directory a domain. Of several makers at once one wins and all get the same domain.

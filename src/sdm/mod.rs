@@ -54,6 +54,11 @@ pub enum SdmError {
         "domain {place} has locks of kind {has}, not {wanted}; when nobody works on it, `onesdm domain remove` and init change that"
     )]
     OtherLock { place: String, has: String, wanted: String },
+    #[error(
+        "only host {host} may work on {place}: {why}; mount it with NFS 4 everywhere, or use locks by sanlock; \
+         when that host does not work on it any more, remove .sdm/host there"
+    )]
+    OtherHost { place: String, host: String, why: &'static str },
     #[error("record {what} is damaged: {why}")]
     BadRecord { what: String, why: String },
     #[error("job {0} is running already")]
@@ -74,6 +79,7 @@ impl SdmError {
             SdmError::WrongDomain { .. }
             | SdmError::NotMounted { .. }
             | SdmError::Copied { .. }
+            | SdmError::OtherHost { .. }
             | SdmError::OtherLock { .. } => Class::Refused,
             SdmError::TooNew { .. } | SdmError::Features { .. } => Class::Unsupported,
             SdmError::BadRecord { .. } => Class::Integrity,

@@ -134,23 +134,44 @@ impl Dir {
     /// Renames; an existing target is an error (`EEXIST`). Where the file system cannot promise that
     /// (NFS), files and links go by link and unlink, directories by a look and a bare rename.
     pub fn rename_new(&self, name: &OsStr, to: &Dir, new: &OsStr) -> io::Result<()> {
+        self.rename_or(name, to, new, Dir::rename_new_slowly)
+    }
+
+    fn rename_or(
+        &self,
+        name: &OsStr,
+        to: &Dir,
+        new: &OsStr,
+        slowly: fn(&Dir, &OsStr, &Dir, &OsStr) -> io::Result<()>,
+    ) -> io::Result<()> {
         let (a, b) = (self.path.join(name), to.path.join(new));
         let r = step(Effect::Rename, &[&a, &b], || {
             fs::renameat_with(&self.fd, name, &to.fd, new, RenameFlags::NOREPLACE)
         });
         match r {
-            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => self.rename_new_slowly(name, to, new),
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => slowly(self, name, to, new),
             r => Ok(r?),
+        }
+    }
+
+    /// As `rename_new`, into a directory where nobody else makes names: where the file system cannot promise
+    /// it, by a look and a bare rename. Unlinking an old name would leave an open file on NFS where it was,
+    /// under a name of the client's.
+    pub fn rename_own(&self, name: &OsStr, to: &Dir, new: &OsStr) -> io::Result<()> {
+        self.rename_or(name, to, new, Dir::look_and_rename)
+    }
+
+    fn look_and_rename(&self, name: &OsStr, to: &Dir, new: &OsStr) -> io::Result<()> {
+        match to.entry(new)? {
+            Some(_) => Err(Errno::EXIST.into()),
+            None => self.rename_over(name, to, new),
         }
     }
 
     fn rename_new_slowly(&self, name: &OsStr, to: &Dir, new: &OsStr) -> io::Result<()> {
         let e = self.entry(name)?.ok_or(Errno::NOENT)?;
         if e.kind == Kind::Dir {
-            if to.entry(new)?.is_some() {
-                return Err(Errno::EXIST.into());
-            }
-            return self.rename_over(name, to, new);
+            return self.look_and_rename(name, to, new);
         }
         self.link(name, to, new)?;
         self.unlink(name)
@@ -251,17 +272,38 @@ impl Dir {
     }
 
     /// Removes a name and all below it: no link is followed, no other file system entered. Can be
-    /// interrupted anywhere and run again. Other file systems met on the way are an error.
+    /// interrupted anywhere and run again. Other file systems met on the way are an error. What this host
+    /// has open on NFS stays, with the directories it is in, until it is closed and this is run again.
     pub fn remove_tree(&self, name: &OsStr) -> io::Result<()> {
         let Some(e) = self.entry(name)? else { return Ok(()) };
         if e.kind != Kind::Dir {
-            return ignore_absent(self.unlink(name));
+            return match self.unlink(name) {
+                Err(e) if is_open_elsewhere(name) && e.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+                r => ignore_absent(r),
+            };
         }
         let sub = self.sub(Path::new(name))?;
         for n in sub.names()? {
             sub.remove_tree(&n)?;
         }
-        ignore_absent(self.rmdir(name))
+        match self.rmdir(name) {
+            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty && sub.holds_open()? => Ok(()),
+            r => ignore_absent(r),
+        }
+    }
+
+    /// Whether nothing is left here but what this host has open.
+    fn holds_open(&self) -> io::Result<bool> {
+        for n in self.names()? {
+            let inside = match self.entry(&n)? {
+                Some(e) if e.kind == Kind::Dir => self.sub(Path::new(&n))?.holds_open()?,
+                _ => is_open_elsewhere(&n),
+            };
+            if !inside {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Bytes allocated to a name and all below it; a file with other names elsewhere frees nothing.
@@ -376,6 +418,11 @@ pub fn set_len(f: &File, path: &Path, len: u64) -> io::Result<()> {
     step(Effect::Truncate, &[path], || f.set_len(len))
 }
 
+/// The name an NFS client gives a file that was removed while it was open.
+pub fn is_open_elsewhere(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(b".nfs")
+}
+
 fn ignore_absent(r: io::Result<()>) -> io::Result<()> {
     match r {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -399,8 +446,7 @@ mod tests {
         let (t, d) = dir();
         std::fs::write(t.path().join("a"), "a").unwrap();
         std::fs::write(t.path().join("b"), "b").unwrap();
-        for slow in [false, true] {
-            let f = if slow { Dir::rename_new_slowly } else { Dir::rename_new };
+        for f in [Dir::rename_new, Dir::rename_new_slowly, Dir::rename_own, Dir::look_and_rename] {
             let e = f(&d, OsStr::new("a"), &d, OsStr::new("b")).unwrap_err();
             assert_eq!(e.kind(), io::ErrorKind::AlreadyExists);
             assert_eq!(std::fs::read(t.path().join("b")).unwrap(), b"b");

@@ -54,6 +54,8 @@ mod lvm;
 mod media;
 mod metrics;
 mod monitoring;
+mod nfs;
+mod nfs_inside;
 mod noshell;
 mod oned;
 mod oned_server;

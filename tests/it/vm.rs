@@ -4,7 +4,7 @@ use crate::bed;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-fn script() -> PathBuf {
+pub fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bed/vm")
 }
 

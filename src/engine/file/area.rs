@@ -3,12 +3,13 @@
 use super::{AREA, EngineError, FileEngine, Result, io_error};
 use crate::engine::{Finished, Record};
 use crate::lock::JobId;
-use crate::sys::fs::Dir;
+use crate::sys::fs::{self, Dir};
 use std::ffi::OsStr;
 use std::io::{self, Read as _};
 use std::path::Path;
 
 const HEADER: &str = "domain.json";
+const HOST: &str = "host";
 const RESERVE: &str = "reserve";
 /// Space given up when a removal meets a full disk.
 const RESERVE_SIZE: u64 = 1 << 20;
@@ -79,6 +80,28 @@ impl FileEngine {
 
     /// The first header, by a link that only one of several makers can win.
     pub(super) fn first_header(&self, header: &[u8]) -> Result<()> {
+        self.once(HEADER, header)?;
+        self.root.sync().map_err(io_error(self.root.path().display()))
+    }
+
+    /// Where locks do not reach other hosts: the one host that works here. Of several that claim it one
+    /// becomes it, and all get its name.
+    pub fn only_host(&self, claim: Option<&str>) -> Result<Option<String>> {
+        let read = |area: &Dir| -> Result<Option<String>> {
+            let bytes = read_file(area, HOST)?;
+            Ok(bytes.map(|b| String::from_utf8_lossy(&b).trim_end().to_owned()))
+        };
+        match (read(&self.sub(AREA)?)?, claim) {
+            (None, Some(me)) => {
+                self.once(HOST, format!("{me}\n").as_bytes())?;
+                read(&self.sub(AREA)?)
+            }
+            (host, _) => Ok(host),
+        }
+    }
+
+    /// A file of the area that is made once and for all: whoever comes first.
+    fn once(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let what = self.root.path().join(AREA);
         let err = || io_error(what.display());
         let area = self.sub(AREA)?;
@@ -86,15 +109,14 @@ impl FileEngine {
         let new = self.sub(format!("{AREA}/new"))?;
         new.mkdir(OsStr::new(&job), 0o770, true).map_err(err())?;
         let staging = self.sub(format!("{AREA}/new/{job}"))?;
-        let (name, tmp) = (OsStr::new(HEADER), OsStr::new("tmp"));
-        staging.put_new(name, tmp, header, true).map_err(err())?;
-        // Whoever sees the header may rely on all the rest.
+        let (name, tmp) = (OsStr::new(name), OsStr::new("tmp"));
+        staging.put_new(name, tmp, bytes, true).map_err(err())?;
+        // Whoever sees it may rely on all the rest.
         area.sync().map_err(err())?;
         let won = exists_is_fine(staging.link(name, &area, name)).map_err(err());
         new.remove_tree(OsStr::new(&job)).map_err(err())?;
         won?;
-        area.sync().map_err(err())?;
-        self.root.sync().map_err(err())
+        area.sync().map_err(err())
     }
 
     pub(super) fn write_header(&self, header: &[u8]) -> Result<()> {
@@ -112,6 +134,17 @@ impl FileEngine {
             let all = rustix::fs::fallocate(&f, rustix::fs::FallocateFlags::empty(), 0, RESERVE_SIZE);
             if all.is_err() {
                 area.unlink(OsStr::new(RESERVE)).map_err(io_error(RESERVE))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What NFS clients kept of open files and did not come back for; one that is open here stays.
+    pub(super) fn remove_kept_open(&self) -> Result<()> {
+        for d in ["new", "del", "done"] {
+            let dir = self.sub(format!("{AREA}/{d}"))?;
+            for n in Self::names(&dir)?.iter().filter(|n| fs::is_open_elsewhere(n)) {
+                dir.remove_tree(n).map_err(io_error(dir.path().join(n).display()))?;
             }
         }
         Ok(())
@@ -203,9 +236,9 @@ impl FileEngine {
         type Rule = (&'static str, fn(&str) -> bool, fn(&K) -> bool);
         let area = self.sub(AREA)?;
         let mut out = Vec::new();
-        let known = [HEADER, "tmp", RESERVE, "leases", "new", "del", "done", "image", "sanlock"];
+        let known = [HEADER, HOST, "tmp", RESERVE, "leases", "new", "del", "done", "image", "sanlock"];
         for n in Self::names(&area)? {
-            if !known.iter().any(|k| n == *k) {
+            if !known.iter().any(|k| n == *k) && !fs::is_open_elsewhere(&n) {
                 out.push(format!("{AREA}/{} is not part of the format", n.display()));
             }
         }
@@ -221,6 +254,9 @@ impl FileEngine {
         for (d, is_name, is_kind) in sorts {
             let dir = self.sub(format!("{AREA}/{d}"))?;
             for n in Self::names(&dir)? {
+                if fs::is_open_elsewhere(&n) {
+                    continue;
+                }
                 let e = dir.entry(&n).map_err(io_error(d))?;
                 if !n.to_str().is_some_and(is_name) || !e.is_none_or(|e| is_kind(&e.kind)) {
                     out.push(format!("{AREA}/{d}/{} is not part of the format", n.display()));

@@ -112,7 +112,8 @@ impl FileEngine {
     fn rename(&self, from: &Place, id: Identity, to: &Place) -> Result<()> {
         let (a, b) = (self.spot(from)?, self.spot(to)?);
         Self::expect(&a, from, id)?;
-        a.dir.rename_new(&a.name, &b.dir, &b.name).map_err(io_error(to))?;
+        let rename = if matches!(to, Place::Dead(_)) { Dir::rename_own } else { Dir::rename_new };
+        rename(&a.dir, &a.name, &b.dir, &b.name).map_err(io_error(to))?;
         match Self::expect(&b, to, id) {
             Err(EngineError::Changed(_)) => {
                 b.dir.rename_new(&b.name, &a.dir, &a.name).map_err(io_error(from))?;
@@ -380,6 +381,7 @@ impl Engine for FileEngine {
     }
 
     fn tidy(&self, _lock: &DomainLock) -> Result<()> {
+        self.remove_kept_open()?;
         self.make_reserve()
     }
 
@@ -423,5 +425,39 @@ mod tests {
             std::fs::create_dir(&dir).unwrap();
             Box::new(FileEngine::open(&dir).unwrap())
         });
+    }
+
+    #[test]
+    fn one_of_many_becomes_the_only_host() {
+        let t = tempfile::tempdir().unwrap();
+        let engine = || FileEngine::open(t.path()).unwrap();
+        engine().prepare().unwrap();
+        assert_eq!(engine().only_host(None).unwrap(), None);
+        let claim = |n: usize| engine().only_host(Some(&format!("host{n}"))).unwrap();
+        let hosts: Vec<_> = std::thread::scope(|s| {
+            let all: Vec<_> = (0..8)
+                .map(|n| {
+                    let claim = &claim;
+                    s.spawn(move || claim(n))
+                })
+                .collect();
+            all.into_iter().map(|h| h.join().unwrap()).collect()
+        });
+        assert!(hosts[0].is_some() && hosts.iter().all(|h| *h == hosts[0]), "{hosts:?}");
+        assert_eq!(engine().only_host(None).unwrap(), hosts[0]);
+        assert!(engine().strays().unwrap().is_empty() && engine().jobs().unwrap().is_empty());
+    }
+
+    /// What an NFS client keeps of a file that was removed while it was open.
+    #[test]
+    fn what_a_client_kept_open_is_no_stray_and_goes_later() {
+        let t = tempfile::tempdir().unwrap();
+        let engine = FileEngine::open(t.path()).unwrap();
+        engine.prepare().unwrap();
+        let kept = t.path().join(".sdm/del/.nfs000000000000008300000001");
+        std::fs::write(&kept, "x").unwrap();
+        assert!(engine.strays().unwrap().is_empty());
+        engine.remove_kept_open().unwrap();
+        assert!(!kept.exists());
     }
 }

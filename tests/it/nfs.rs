@@ -1,0 +1,38 @@
+//! Datastores on NFS: a server and two clients in the micro-VM (tests/bed/nfs). The tests of `inside` run there.
+
+use crate::{bed, vm};
+use std::process::Command;
+
+#[test]
+fn datastores_on_nfs() {
+    let tmp = bed::scratch();
+    let disk = vm::disk(tmp.path(), "export", 400 << 20);
+    bed::tool("mkfs.xfs", &["-q".as_ref(), "-m".as_ref(), "reflink=1".as_ref(), disk.as_os_str()]);
+    let mut command = Command::new(vm::script());
+    command.args(["run", "-t", "600", "-m", "1024", "-d"]).arg(&disk);
+    for module in ["xfs", "nfsd", "nfsv4", "nfsv3", "veth"] {
+        command.args(["-k", module]);
+    }
+    let test = std::env::current_exe().unwrap();
+    command.arg("-f").arg(&test).arg("-f").arg(bed::program());
+    for program in
+        ["/usr/bin/ip", "/usr/bin/qemu-img", "/usr/bin/qemu-io", "/usr/sbin/mkfs.ext4", "/usr/sbin/mkswap"]
+    {
+        command.args(["-f", program]);
+    }
+    let only = std::env::var("ONESDM_ONLY").unwrap_or_default();
+    let full = std::env::var("ONESDM_FULL").unwrap_or_default();
+    let run = format!(
+        "printf %s \"$NFS\" >/usr/bin/nfs; chmod 755 /usr/bin/nfs; nfs up || exit 9\n\
+         printf 'root:x:0:0::/:/bin/sh\n' >/etc/passwd; printf 'root:x:0:\n' >/etc/group; chmod 1777 /tmp\n\
+         ln -s mke2fs /usr/sbin/mkfs.ext4\n\
+         nfs mount a /a vers=4.2 && nfs mount b /b vers=4.2 || exit 9\n\
+         ONESDM_FULL={full} {} --ignored --nocapture --test-threads=1 nfs_inside::{only} || {{ dmesg | tail -n 30; exit 1; }}",
+        test.display()
+    );
+    let nfs = include_str!("../bed/nfs");
+    let out = command.args(["--", "env", &format!("NFS={nfs}"), "sh", "-c", &run]).output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success() && said.contains("test result: ok"), "{said}");
+    println!("{said}");
+}

@@ -1,0 +1,271 @@
+//! What `nfs` runs in its machine: /a and /b are one NFS 4.2 export, mounted by two clients.
+
+use crate::bed::{self, Bed, names};
+use crate::doc::Doc;
+use crate::{guest, scenes};
+use onesdm::engine::file::FileEngine;
+use onesdm::engine::{Engine as _, Name, Place, conformance};
+use onesdm::lock::{LeaseId, LockBackend as _, LockError, Mode, OfdLocks};
+use onesdm::sys::fs::Dir;
+use std::cell::Cell;
+use std::io::{Read as _, Seek as _, Write as _};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+fn nfs(args: &[&str]) {
+    bed::tool("/usr/bin/nfs", &args.iter().map(AsRef::as_ref).collect::<Vec<_>>());
+}
+
+/// The server ends and comes back, and its clients claim what they held.
+fn restart() {
+    nfs(&["stop"]);
+    std::thread::sleep(Duration::from_secs(1));
+    nfs(&["start"]);
+    for host in ["/a", "/b"] {
+        // A call that no cache answers: its client notices.
+        Dir::open(Path::new(host)).unwrap().entry(".".as_ref()).unwrap();
+    }
+    std::thread::sleep(Duration::from_secs(3));
+    // Refused when the time for claims is over already.
+    let _ = std::fs::write("/proc/fs/nfsd/v4_end_grace", "Y");
+}
+
+/// The same datastores as hosts a and b see them.
+fn beds(name: &str) -> [Bed; 2] {
+    ["/a", "/b"].map(|m| Bed::on(&Path::new(m).join(name)))
+}
+
+/// The collector and the checker find a domain in order, and nothing is left in its area.
+#[track_caller]
+fn clean(bed: &Bed) {
+    let dir = bed.store_path(100);
+    let at = dir.to_str().unwrap();
+    for verb in ["gc", "check"] {
+        let done = bed.onesdm(&[verb, at]).run();
+        assert!(done.code == Some(0), "{verb}: {done:?}");
+    }
+    assert_eq!(names(&dir.join(".sdm/new")), [""; 0]);
+    let dead = names(&dir.join(".sdm/del"));
+    assert!(dead.iter().all(|n| n.split_once('.').is_some_and(|(_, end)| end == "keep")), "{dead:?}");
+    assert!(names(&dir).iter().all(|n| !n.starts_with(".nfs")), "{:?}", names(&dir));
+}
+
+fn locks(host: &str) -> OfdLocks {
+    OfdLocks::new(Dir::open(&Path::new("/").join(host).join("locks")).unwrap())
+}
+
+#[test]
+#[ignore = "runs in the machine of `nfs`"]
+fn locks_reach_the_other_host_and_survive_a_restart() {
+    std::fs::create_dir("/a/locks").unwrap();
+    std::fs::write("/a/locks/leases", "").unwrap();
+    let (a, b) = (locks("a"), locks("b"));
+    let id = LeaseId::Domain;
+    let busy = |l: &OfdLocks, mode| matches!(l.try_acquire(&id, mode), Err(LockError::Busy(_)));
+    let held = a.try_acquire(&id, Mode::Exclusive).unwrap();
+    assert!(busy(&b, Mode::Exclusive) && busy(&b, Mode::Shared));
+    assert!(b.is_held(&id).unwrap());
+    restart();
+    assert!(busy(&b, Mode::Exclusive), "the server gave away what was held");
+    held.still_held().unwrap();
+    drop(held);
+    let shared = b.try_acquire(&id, Mode::Shared).unwrap();
+    assert!(busy(&a, Mode::Exclusive));
+    drop((a.try_acquire(&id, Mode::Shared).unwrap(), shared));
+    drop(a.try_acquire(&id, Mode::Exclusive).unwrap());
+}
+
+#[test]
+#[ignore = "runs in the machine of `nfs`"]
+fn the_engine_conforms() {
+    let (n, begin) = (Cell::new(0), Instant::now());
+    std::fs::create_dir("/a/conform").unwrap();
+    conformance::run(&|| {
+        n.set(n.get() + 1);
+        let dir = Path::new("/a/conform").join(n.get().to_string());
+        std::fs::create_dir(&dir).unwrap();
+        Box::new(FileEngine::open(&dir).unwrap())
+    });
+    println!("{:.1} s", begin.elapsed().as_secs_f32());
+}
+
+#[test]
+#[ignore = "runs in the machine of `nfs`"]
+fn every_scene_plays() {
+    let full = std::env::var("ONESDM_FULL").is_ok_and(|v| v == "1");
+    let some = ["clone raw to qcow2", "rm raw with snapshots", "snap_delete qcow2"];
+    let wanted = scenes::all().into_iter().filter(|s| full || some.contains(&s.name));
+    for (n, scene) in wanted.enumerate() {
+        let begin = Instant::now();
+        let [a, b] = beds(&format!("scene{n}"));
+        let stage = scene.stage(&a);
+        let done = scene.call(&stage).run();
+        println!("{:5.1} s called", begin.elapsed().as_secs_f32());
+        stage.done(&done).unwrap_or_else(|e| panic!("{}: {e}\n{}", scene.name, done.err()));
+        if a.store_path(100).join(".sdm").exists() {
+            clean(&b);
+        }
+        println!("{:5.1} s {}", begin.elapsed().as_secs_f32(), scene.name);
+    }
+}
+
+/// An image in datastore 100.
+fn image(bed: &Bed, id: u32) -> String {
+    guest::make_raw(&bed.images().join("src"), 256, 1);
+    let doc = Doc::new(bed, id).image("PATH", bed.images().join("src").display());
+    bed.store(100);
+    let answer = bed.ds("cp", id, &doc.xml()).run().answer().unwrap();
+    let path = answer.split(' ').next().unwrap().to_owned();
+    path.rsplit('/').next().unwrap().trim().to_owned()
+}
+
+#[test]
+#[ignore = "runs in the machine of `nfs`"]
+fn open_files_are_removed_and_stay_readable_where_they_were_opened() {
+    let [a, b] = beds("silly");
+    let name = image(&a, 1);
+    let store = a.store_path(100);
+    let snaps = store.join(format!("{name}.snap"));
+    std::fs::create_dir(&snaps).unwrap();
+    guest::make_raw(&snaps.join("0"), 256, 2);
+    let open = |path: &Path| std::fs::File::open(path).unwrap();
+    let (mut top, mut below) = (open(&store.join(&name)), open(&snaps.join("0")));
+    let first = |f: &mut std::fs::File| {
+        let mut bytes = vec![0; 256 << 10];
+        f.rewind().unwrap();
+        f.read_exact(&mut bytes).unwrap();
+        bytes
+    };
+    let before = (first(&mut top), first(&mut below));
+    a.ds("rm", 1, &Doc::new(&a, 1).source(&a, &name).xml()).run().answer().unwrap();
+    assert_eq!(names(&store), [".sdm"], "removed, whoever reads it");
+    assert!(before == (first(&mut top), first(&mut below)));
+    // The collector says nothing wrong about what its own host still has open.
+    for verb in ["gc", "check"] {
+        let done = a.onesdm(&[verb, store.to_str().unwrap()]).run();
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        assert!(done.code == Some(0), "{verb}: {said} {}", done.err());
+    }
+    drop((top, below));
+    clean(&a);
+    clean(&b);
+}
+
+#[test]
+#[ignore = "runs in the machine of `nfs`"]
+fn nobody_acts_on_what_it_remembers() {
+    let [a, b] = beds("stale");
+    let name = image(&a, 1);
+    let look = |bed: &Bed, name: &str| {
+        let engine = FileEngine::open(&bed.store_path(100)).unwrap();
+        engine.look(&Place::Public(Name::try_from(name.to_owned()).unwrap())).unwrap().map(|o| o.id)
+    };
+    let pair = |name: &str| (look(&a, name), look(&b, name));
+    let (seen, same) = pair(&name);
+    assert!(seen.is_some() && seen == same);
+    // Removed and made anew by b: a sees each at once.
+    b.ds("rm", 1, &Doc::new(&b, 1).source(&b, &name).xml()).run().answer().unwrap();
+    assert_eq!(pair(&name), (None, None));
+    assert_eq!(image(&b, 1), name);
+    let (now, same) = pair(&name);
+    assert!(now.is_some() && now == same && now != seen);
+    a.ds("rm", 1, &Doc::new(&a, 1).source(&a, &name).xml()).run().answer().unwrap();
+    assert_eq!(pair(&name), (None, None));
+    clean(&a);
+    clean(&b);
+}
+
+#[test]
+#[ignore = "runs in the machine of `nfs`"]
+fn a_verb_outlives_its_server() {
+    let [a, b] = beds("restart");
+    a.store(100);
+    let source = a.images().join("big");
+    guest::make_raw(&source, 12 << 10, 1);
+    let doc = Doc::new(&a, 1).image("PATH", source.display());
+    let mut running = a.ds("cp", 1, &doc.xml()).start();
+    let begin = Instant::now();
+    while names(&a.store_path(100).join(".sdm/new")).is_empty() {
+        assert!(running.is_running() && begin.elapsed() < Duration::from_secs(20));
+    }
+    restart();
+    let answer = running.wait().answer().unwrap();
+    let path = answer.split(' ').next().unwrap().replace("/a//", "/b/");
+    assert!(std::fs::read(path).unwrap() == std::fs::read(&source).unwrap(), "b reads what a wrote");
+    clean(&b);
+}
+
+/// Answers as rpcbind and mountd do, as far as the kernel asks: yes, and with the handle of /export.
+fn answer(mut socket: std::net::TcpStream, handle: &[u8]) -> std::io::Result<()> {
+    loop {
+        let mut mark = [0; 4];
+        socket.read_exact(&mut mark)?;
+        let mut call = vec![0; (u32::from_be_bytes(mark) & 0x7fff_ffff) as usize];
+        socket.read_exact(&mut call)?;
+        let word = |n: usize| u32::from_be_bytes(call[4 * n..4 * n + 4].try_into().unwrap());
+        let (program, procedure) = (word(3), word(5));
+        let mut reply = call[..4].to_vec();
+        let mut put = |words: &[u32]| words.iter().for_each(|w| reply.extend(w.to_be_bytes()));
+        put(&[1, 0, 0, 0, 0]);
+        match (program, procedure) {
+            (100_000, 1..) => put(&[1]),
+            (100_005, 1) => {
+                put(&[0, u32::try_from(handle.len()).unwrap()]);
+                put(&handle.chunks(4).map(|c| u32::from_be_bytes(c.try_into().unwrap())).collect::<Vec<_>>());
+                put(&[1, 1]);
+            }
+            _ => {}
+        }
+        let mark = u32::try_from(reply.len()).unwrap() | 0x8000_0000;
+        socket.write_all(&[&mark.to_be_bytes()[..], &reply].concat())?;
+    }
+}
+
+/// The server with NFS 3, too, and its export mounted by both clients with locks that stay at home.
+fn version_3() {
+    let mut file = std::fs::File::options().read(true).write(true).open("/proc/fs/nfsd/filehandle").unwrap();
+    file.write_all(b"clients /export 64\n").unwrap();
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    let hex = text.trim().trim_start_matches("\\x").as_bytes().chunks(2);
+    let handle: Vec<u8> =
+        hex.map(|h| u8::from_str_radix(std::str::from_utf8(h).unwrap(), 16).unwrap()).collect();
+    for port in [111, 20048] {
+        let (listener, handle) = (std::net::TcpListener::bind(("0.0.0.0", port)).unwrap(), handle.clone());
+        std::thread::spawn(move || {
+            for socket in listener.incoming().flatten() {
+                let handle = handle.clone();
+                std::thread::spawn(move || answer(socket, &handle));
+            }
+        });
+    }
+    nfs(&["stop"]);
+    bed::tool("env", &["NFS3=+", "/usr/bin/nfs", "start"].map(AsRef::as_ref));
+    std::fs::write("/proc/fs/nfsd/v4_end_grace", "Y").unwrap();
+    for host in ["a", "b"] {
+        let options = "vers=3,nolock,proto=tcp,port=2049,mountproto=tcp,mountport=20048";
+        nfs(&["mount", host, &format!("/{host}3"), options]);
+    }
+}
+
+#[test]
+#[ignore = "runs in the machine of `nfs`"]
+fn where_locks_stay_at_home_one_host_works() {
+    version_3();
+    let [a, b] = ["/a3", "/b3"].map(|m| Bed::on(&Path::new(m).join("datastores")));
+    let name = image(&a, 1);
+    let before = names(&b.store_path(100));
+    let other = ["/bin/unshare", "-u", "/bin/sh", "-c", "hostname b; exec \"$0\" \"$@\""];
+    let dump = Doc::new(&b, 1).source(&b, &name).xml();
+    let at = b.store_path(100);
+    for call in [b.ds("rm", 1, &dump), b.onesdm(&["gc", at.to_str().unwrap()])] {
+        let done = call.under(&other).run();
+        // The collector's report is what it prints.
+        let said = format!("{}{}", done.err(), String::from_utf8_lossy(&done.stdout));
+        assert!(done.code == Some(10) && said.contains("nolock"), "{said}");
+    }
+    assert_eq!(names(&at), before);
+    // The first one goes on, wherever it has mounted it.
+    b.ds("rm", 1, &dump).run().answer().unwrap();
+    clean(&a);
+}
