@@ -50,8 +50,8 @@ pub fn datastore(front: &Front<'_>, verb: &str, dump: &DsDump, req: &DsRequest) 
     let to = bridge.usable(&doc.bridge_list, "BRIDGE_LIST")?;
     match (verb, on_host(verb, req), one::image_path(path(req))) {
         ("stat", Some((host, path)), _) => bridge.plain(&[Some(host)], Some(&path)),
-        ("cp", Some((host, path)), _) => bridge.outside(&[Some(host)], path, &to),
-        ("cp", None, Ok(ImagePath::Local(path))) => bridge.outside(&[None], text(&path), &to),
+        ("cp", Some((host, path)), _) => bridge.outside(&[Some(host)], &path, &to),
+        ("cp", None, Ok(ImagePath::Local(path))) => bridge.outside(&[None], &text(&path), &to),
         ("clone", ..) if !req.source_bridge_list.is_empty() => bridge.clone(&to),
         _ => bridge.plain(&to, None),
     }
@@ -139,9 +139,9 @@ impl Bridge<'_> {
         self.first(hosts, |host| self.front.ask(&self.at(host), &op))
     }
 
-    fn outside(&self, from: &[Host], path: String, to: &[Host]) -> Result<String> {
-        let what = What::Outside { path: path.clone(), message: self.dump.values() };
-        self.between((from, &self.at), what, to, &path)
+    fn outside(&self, from: &[Host], path: &str, to: &[Host]) -> Result<String> {
+        let what = What::Outside { path: path.to_owned(), message: self.dump.values() };
+        self.between((from, &self.at), what, to, path)
     }
 
     fn clone(&self, to: &[Host]) -> Result<String> {
