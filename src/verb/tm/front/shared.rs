@@ -179,8 +179,9 @@ impl Of<'_> {
     fn is_seen_here(&self, c: &Mvds) -> bool {
         let (disk, stores) = (c.disk.path(), &self.front.settings.paths.datastores);
         let is_ours = disk.starts_with(stores) && c.image.path.starts_with(stores);
-        let one =
-            |path: &Path| std::fs::metadata(path).ok().filter(|m| m.is_file()).map(|m| (m.dev(), m.ino()));
+        let one = |path: &Path| {
+            std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file).map(|m| (m.dev(), m.ino()))
+        };
         is_ours && disk.is_symlink() && one(&disk).is_some_and(|at| one(&c.image.path) == Some(at))
     }
 
