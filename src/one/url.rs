@@ -106,9 +106,42 @@ mod tests {
     }
 
     #[test]
+    fn paths_on_other_hosts() {
+        for (text, host, path) in [
+            ("ssh://h1:/a.img", "h1", "/a.img"),
+            ("SSH://oneadmin@h1.example:/a:b", "oneadmin@h1.example", "/a:b"),
+            ("ssh://[::1]:/a", "::1", "/a"),
+            ("ssh://u@[fe80::1]:/a", "u@fe80::1", "/a"),
+        ] {
+            let want = ImagePath::Ssh(HostName::parse(host).unwrap(), path.into());
+            assert_eq!(image_path(text).unwrap(), want, "{text}");
+        }
+        for bad in [
+            "ssh://",
+            "ssh://h",
+            "ssh://h/x",
+            "ssh://h:",
+            "ssh://h:x",
+            "ssh://:/x",
+            "ssh://-oProxyCommand=x:/y",
+            "ssh://h h:/x",
+            "ssh://[::1:/x",
+            "ssh://h:/x\0",
+            "ssh://u:secret@h:/x",
+            "ssh://h;id:/x",
+        ] {
+            let error = image_path(bad).unwrap_err();
+            assert_eq!(error.class(), Class::Usage, "{bad}");
+            assert!(
+                !error.to_string().contains(['\n', '\0']) && !error.to_string().contains("secret"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
     fn everything_else_is_refused_in_one_line() {
-        let schemes =
-            ["ssh", "s3", "rbd", "lxd", "rsync", "restic", "onebex", "docker", "file", "FTP", "x-y+z.1"];
+        let schemes = ["s3", "rbd", "lxd", "rsync", "restic", "onebex", "docker", "file", "FTP", "x-y+z.1"];
         for scheme in schemes {
             let error = image_path(&format!("{scheme}://host/x")).unwrap_err();
             assert_eq!(error.class(), Class::Unsupported);
