@@ -24,7 +24,7 @@ use table::Role;
 /// Runs one process: `argv` as the kernel gave it. Answers the exit status.
 pub fn main(argv: Vec<OsString>, vars: impl Iterator<Item = (OsString, OsString)>) -> u8 {
     render::one_line_panics();
-    crate::sys::tool::dump_no_core();
+    crate::sys::user::dump_no_core();
     let env = Env::from_vars(vars);
     let outcome = match Invocation::of(&argv) {
         Some(call) => run_verb(&env, &call),

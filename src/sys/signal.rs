@@ -83,3 +83,22 @@ pub fn deadline(limit: Duration, cancel: &Cancel, grace: Duration, status: u8, l
         std::process::exit(status.into());
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::tool::{Run, Tool, Tools};
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn a_child_has_the_signals_we_keep_from_ourselves() {
+        block(&[libc::SIGTERM, libc::SIGINT]).unwrap();
+        let tools = Tools::new(BTreeMap::from([(Tool::MkSwap, "/usr/bin/cat".into())])).unwrap();
+        let cancel = Cancel::default();
+        let opts = Run::new(Duration::from_secs(60), &cancel);
+        let out = tools.run(Tool::MkSwap, &["/proc/self/status".as_ref()], opts).unwrap();
+        let status = String::from_utf8(out.stdout).unwrap();
+        let blocked = status.lines().find(|l| l.starts_with("SigBlk:")).unwrap();
+        assert!(blocked.ends_with("\t0000000000000000"), "{blocked}");
+    }
+}

@@ -33,13 +33,7 @@ const REAP: Duration = Duration::from_secs(10);
 /// How long cancel and deadline may go unseen.
 const SLICE: Duration = Duration::from_millis(20);
 /// Too small for an image of our memory; with 0 the kernel would still hand it to a program that collects them.
-const NO_CORE: u64 = 1;
-
-/// No crash of this process writes its memory down: it may hold a password.
-pub fn dump_no_core() {
-    // Lowering one's own limit is refused to nobody.
-    let _ = limit(Resource::Core, Some(NO_CORE));
-}
+pub(super) const NO_CORE: u64 = 1;
 
 macro_rules! tools {
     ($($variant:ident => $names:expr,)*) => {
@@ -440,7 +434,7 @@ pub(super) fn no_fork() -> impl Drop {
     FORK.write().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn limit(what: Resource, to: Option<u64>) -> rustix::io::Result<()> {
+pub(super) fn limit(what: Resource, to: Option<u64>) -> rustix::io::Result<()> {
     let Some(to) = to else { return Ok(()) };
     let to = rustix::process::getrlimit(what).maximum.map_or(to, |max| max.min(to));
     rustix::process::setrlimit(what, Rlimit { current: Some(to), maximum: Some(to) })
@@ -565,15 +559,6 @@ mod tests {
         assert_eq!(out.stdout, b"", "stdin is empty");
         let opts = Run { cwd: Some(Path::new("/proc")), ..Run::new(LONG, &cancel) };
         assert_eq!(text(&run("/usr/bin/pwd", &[], opts).unwrap()), "/proc\n");
-    }
-
-    #[test]
-    fn a_child_has_the_signals_we_keep_from_ourselves() {
-        super::super::signal::block(&[libc::SIGTERM, libc::SIGINT]).unwrap();
-        let out = run("/usr/bin/cat", &["/proc/self/status"], Run::new(LONG, &Cancel::default())).unwrap();
-        let status = text(&out);
-        let blocked = status.lines().find(|l| l.starts_with("SigBlk:")).unwrap();
-        assert!(blocked.ends_with("\t0000000000000000"), "{blocked}");
     }
 
     #[test]

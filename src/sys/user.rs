@@ -1,11 +1,18 @@
 //! Whose rights we act with.
 #![expect(unsafe_code, reason = "the ids of the process and the account database have no safe wrapper")]
 
+use super::tool;
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+
+/// No crash of this process writes its memory down: it may hold a password.
+pub fn dump_no_core() {
+    // Lowering one's own limit is refused to nobody.
+    let _ = tool::limit(rustix::process::Resource::Core, Some(tool::NO_CORE));
+}
 
 /// Root becomes the owner of a directory for the rest of the process, so that all it makes there can
 /// be used by that account. Anybody else stays who they are.
