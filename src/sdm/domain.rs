@@ -220,6 +220,7 @@ fn read_header(engine: &dyn Engine, place: &str) -> Result<Option<Header>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::fork;
 
     #[test]
     fn a_directory_becomes_one_domain_whoever_comes_first() {
@@ -240,7 +241,7 @@ mod tests {
         let (a, b) = (t.path().join("a"), t.path().join("b"));
         std::fs::create_dir(&a).unwrap();
         let first = Domain::init_dir(&a).unwrap();
-        std::process::Command::new("cp").arg("-a").args([&a, &b]).status().unwrap();
+        fork::output(std::process::Command::new("cp").arg("-a").args([&a, &b])).unwrap();
         assert!(matches!(Domain::open_dir(&b), Err(SdmError::Copied { .. })));
         let adopted = Domain::inspect(&b).unwrap().adopt(true).unwrap();
         assert_ne!(adopted.id, first.header.id);

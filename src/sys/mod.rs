@@ -11,6 +11,7 @@ pub mod detach;
 pub mod direct;
 pub mod driver;
 pub mod effect;
+pub mod fork;
 pub mod fs;
 pub mod ofd;
 pub mod path;

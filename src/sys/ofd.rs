@@ -28,7 +28,7 @@ impl Deref for Locked {
 
 impl Drop for Locked {
     fn drop(&mut self) {
-        let _no_fork = super::tool::no_fork();
+        let _no_fork = super::fork::no_fork();
         // SAFETY: dropped here only, and the value is not used afterwards.
         unsafe { ManuallyDrop::drop(&mut self.0) };
     }

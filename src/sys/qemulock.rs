@@ -82,13 +82,9 @@ mod tests {
         std::fs::write(&path, vec![0; 1 << 20]).unwrap();
         let ours = File::open(&path).unwrap();
         // Without a command it keeps the image open and reads commands until stdin ends.
-        let mut qemu = Command::new("/usr/bin/qemu-io")
-            .args(["-r", "-f", "raw"])
-            .arg(&path)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("this test needs qemu-io");
+        let mut qemu = Command::new("/usr/bin/qemu-io");
+        qemu.args(["-r", "-f", "raw"]).arg(&path).stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut qemu = super::super::fork::spawn(&mut qemu).expect("this test needs qemu-io");
         let end = Instant::now() + Duration::from_secs(30);
         while !qemu_holds(&ours).unwrap() {
             assert!(Instant::now() < end, "qemu-io holds no lock we can see");

@@ -11,7 +11,6 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -416,22 +415,9 @@ fn spawn(path: &Path, args: &[&OsStr], opts: &Run<'_>, stdin: Stdio) -> io::Resu
     };
     // SAFETY: between fork and exec `prepare` makes system calls only: no allocation, no lock, no panic.
     unsafe { cmd.pre_exec(prepare) };
-    let _forking = forking();
+    let _forking = super::fork::forking();
     // Comes back when the child is another program.
     cmd.spawn()
-}
-
-/// Held shared while a child has our descriptors and is not yet its program.
-static FORK: RwLock<()> = RwLock::new(());
-
-/// To be held while a child is started, until it is its program.
-pub(super) fn forking() -> impl Drop {
-    FORK.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// As long as the answer lives, no child has descriptors that were not meant for it.
-pub(super) fn no_fork() -> impl Drop {
-    FORK.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(super) fn limit(what: Resource, to: Option<u64>) -> rustix::io::Result<()> {
@@ -662,11 +648,9 @@ mod tests {
     #[test]
     #[expect(clippy::disallowed_methods, reason = "the test needs a process to kill")]
     fn children_die_with_us() {
-        let mut us = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "--ignored", "sys::tool::tests::sleeps_in_a_child"])
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut us = Command::new(std::env::current_exe().unwrap());
+        us.args(["--exact", "--ignored", "sys::tool::tests::sleeps_in_a_child"]).stdout(Stdio::null());
+        let mut us = crate::sys::fork::spawn(&mut us).unwrap();
         let end = Instant::now() + LONG;
         let sleeper = |pid: u32| -> Option<u32> {
             let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;

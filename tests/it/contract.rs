@@ -165,7 +165,7 @@ fn verbs_to_come_say_so() {
         let line = bed.ds(verb, 7, &dump).run().fails(5);
         assert!(line.contains("not supported"), "{verb}: {line}");
     }
-    for scheme in ["ssh", "s3", "rbd", "lxd", "rsync", "restic", "onebex"] {
+    for scheme in ["s3", "rbd", "lxd", "rsync", "restic", "onebex"] {
         let dump = Doc::new(&bed, 7).image("PATH", format!("{scheme}://host/thing")).xml();
         let line = bed.ds("cp", 7, &dump).run().fails(5);
         assert!(line.contains(scheme), "{line}");

@@ -23,7 +23,8 @@ fn may(tool: Tool, words: &[&str]) -> bool {
     allowed().iter().filter(|(t, _)| *t == tool.to_string()).any(|(_, shape)| {
         use std::io::Write as _;
         let mut grep = Command::new("grep");
-        let mut grep = grep.args(["-Exqe", shape]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let grep = grep.args(["-Exqe", shape]).stdin(std::process::Stdio::piped());
+        let mut grep = crate::sys::fork::spawn(grep).unwrap();
         grep.stdin.take().unwrap().write_all(words.join(" ").as_bytes()).unwrap();
         grep.wait().unwrap().success()
     })

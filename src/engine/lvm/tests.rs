@@ -4,11 +4,12 @@
 
 use super::*;
 use crate::lock::MemLocks;
+use crate::sys::fork;
 use std::collections::{BTreeMap, HashMap};
 use std::process::Command;
 
 pub(super) fn tool(words: &[&str]) -> String {
-    let out = Command::new(words[0]).args(&words[1..]).env("LVM_SUPPRESS_FD_WARNINGS", "1").output();
+    let out = fork::output(Command::new(words[0]).args(&words[1..]).env("LVM_SUPPRESS_FD_WARNINGS", "1"));
     let out = out.unwrap_or_else(|e| panic!("the suite needs {}: {e}", words[0]));
     assert!(out.status.success(), "{words:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap().trim().to_owned()
@@ -58,7 +59,7 @@ impl std::fmt::Display for Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("-d").arg(&self.device).output();
+        let _ = fork::output(Command::new("losetup").arg("-d").arg(&self.device));
     }
 }
 
@@ -106,7 +107,7 @@ impl Mapper for Windows {
 impl Drop for Windows {
     fn drop(&mut self) {
         for path in self.open.lock().unwrap().values() {
-            let _ = Command::new("losetup").args(["-d", path]).output();
+            let _ = fork::output(Command::new("losetup").args(["-d", path]));
         }
     }
 }

@@ -100,6 +100,7 @@ functions! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::fork;
     use std::mem::{offset_of, size_of};
 
     /// Needs a compiler and libsanlock-dev: see packaging/need.
@@ -154,9 +155,10 @@ mod tests {
         let t = tempfile::tempdir().unwrap();
         let (c, program) = (t.path().join("abi.c"), t.path().join("abi"));
         std::fs::write(&c, source).unwrap();
-        let built = std::process::Command::new("gcc").arg(&c).arg("-o").arg(&program).status().unwrap();
+        let built =
+            fork::output(std::process::Command::new("gcc").arg(&c).arg("-o").arg(&program)).unwrap().status;
         assert!(built.success(), "gcc and libsanlock-dev are needed (packaging/need test)");
-        let said = std::process::Command::new(&program).output().unwrap().stdout;
+        let said = fork::output(&mut std::process::Command::new(&program)).unwrap().stdout;
         let theirs: Vec<u64> = String::from_utf8(said).unwrap().lines().map(|l| l.parse().unwrap()).collect();
         assert_eq!(theirs.len(), want.len());
         for ((c, ours), theirs) in want.into_iter().zip(theirs) {

@@ -207,7 +207,7 @@ impl Client {
     /// A connection that can hold leases. The daemon knows this process by it.
     pub fn register(&self) -> Result<Socket> {
         // The library makes it without close-on-exec.
-        let no_fork = super::tool::no_fork();
+        let no_fork = super::fork::no_fork();
         // SAFETY: takes nothing, answers a new descriptor or an error.
         let fd = unsafe { (self.0.register)() };
         if fd < 0 {

@@ -13,7 +13,7 @@ mod way;
 
 use super::op::{self, Op};
 use super::{Answer, DiskFormat, Marker};
-use crate::sys::Class;
+use crate::sys::{Class, fork};
 use crate::verb::class_of;
 use bed::Bed;
 use std::path::Path;
@@ -26,7 +26,8 @@ fn guest_writes(disk: &Path, at: usize, letter: char) {
     let format = if std::fs::read(disk).unwrap().starts_with(b"QFI") { "qcow2" } else { "raw" };
     let write = format!("write -q -P {} {at} 64k", u32::from(letter));
     let mut qemu = std::process::Command::new("/usr/bin/qemu-io");
-    let done = qemu.args(["-f", format, "-c", &write]).arg(disk).output().expect("these tests need qemu-io");
+    let done =
+        fork::output(qemu.args(["-f", format, "-c", &write]).arg(disk)).expect("these tests need qemu-io");
     assert!(done.status.success() && done.stderr.is_empty() && done.stdout.is_empty(), "{done:?}");
 }
 
