@@ -3,12 +3,18 @@
 
 use super::effect;
 use rustix::process::{Pid, Signal, kill_process};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Ends this process and all it started. In this order: no further change of storage begins, children are
 /// killed, `say` has a moment to tell, and the rest goes without running anything.
 pub fn at_once(status: u8, say: impl FnOnce() + Send + 'static) -> ! {
+    static BEGUN: AtomicBool = AtomicBool::new(false);
     effect::close();
+    // Two threads may notice it; one says so, and ends both.
+    while BEGUN.swap(true, Ordering::SeqCst) {
+        std::thread::park();
+    }
     for pid in children() {
         let _ = kill_process(pid, Signal::KILL);
     }

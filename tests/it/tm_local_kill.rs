@@ -87,25 +87,29 @@ fn vm_on_h1(cloud: &crate::hosts::Cloud, kind: Kind) -> Vm<'_> {
 fn a_front_end_that_dies_between_publish_and_retire() {
     let cloud = runner::cloud(&[]);
     let mut vm = vm_on_h1(&cloud, Kind::Qcow2);
-    // The second agent of the call is the one that retires the source.
-    let script = format!(
-        "#!/bin/sh\nif ! mkdir /tmp/moves 2>/dev/null; then touch /tmp/retires; sleep 60; fi\nexec {} \"$@\" --silence 3\n",
-        crate::bed::program().display()
-    );
-    cloud.place_script("h1", &script);
+    // What the source's host changes in a move: from its last intent on it is what retires the source.
+    arm_on("h1", &vm, "ONESDM_TEST_LOG=/tmp/effects");
     let (a, b) = (vm.at("h1", 101, None), vm.at("h2", 101, None));
+    vm.host = "h2";
+    vm.ok("mv", &[&a, &b], 101);
+    let log = cloud.read("h1", "/tmp/effects");
+    let intents = log.lines().filter(|l| l.contains("Rename") && l.ends_with("intent.json"));
+    let retires = intents.last().and_then(|l| l.split_once('\t')).expect("the source is retired").0;
+    vm.host = "h1";
+    vm.ok("mv", &[&b, &a], 101);
+    arm_on("h1", &vm, &format!("ONESDM_TEST_STOP={retires}"));
     let args = [a.clone(), b.clone(), "7".into(), "101".into()];
     vm.tell();
     let words = runner::words(&cloud, "local", "mv", "", &args);
     let mut call =
         cloud.command("fe", &words.iter().map(String::as_str).collect::<Vec<_>>()).spawn().unwrap();
-    eventually("the source is to go", SOON, || {
-        cloud.inside("h1", || std::path::Path::new("/tmp/retires").exists())
-    });
-    kill(&vm, "fe", "remotes/tm/");
-    call.wait().unwrap();
     let there = format!("{STORES}/101/7/disk.0");
-    assert!(cloud.inside("h2", || std::path::Path::new(&there).exists()), "it was published");
+    eventually("it is published", SOON, || cloud.inside("h2", || std::path::Path::new(&there).exists()));
+    // The host that is to retire the source stands still.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    kill(&vm, "fe", "remotes/tm/");
+    assert!(!call.wait().unwrap().success());
+    kill(&vm, "h1", "agent");
     cloud.place_agent("h1", "--silence 3 --orphan-grace 1");
     vm.reads();
     vm.guest(0);
