@@ -93,8 +93,8 @@ fn a_front_end_that_dies_between_publish_and_retire() {
     vm.host = "h2";
     vm.ok("mv", &[&a, &b], 101);
     let log = cloud.read("h1", "/tmp/effects");
-    let intents = log.lines().filter(|l| l.contains("Rename") && l.ends_with("intent.json"));
-    let retires = intents.last().and_then(|l| l.split_once('\t')).expect("the source is retired").0;
+    let mut intents = log.lines().filter(|l| l.contains("Rename") && l.ends_with("intent.json"));
+    let retires = intents.next_back().and_then(|l| l.split_once('\t')).expect("the source is retired").0;
     vm.host = "h1";
     vm.ok("mv", &[&b, &a], 101);
     arm_on("h1", &vm, &format!("ONESDM_TEST_STOP={retires}"));
