@@ -109,11 +109,7 @@ impl Companion {
         for name in ["KILL", "STOP", "FAIL", "LOG", "SNAP", "BUG"] {
             cmd.env_remove(format!("ONESDM_TEST_{name}"));
         }
-        let started = {
-            let _forking = super::fork::forking();
-            cmd.spawn()
-        };
-        let mut child = started?;
+        let mut child = super::fork::spawn_child(&mut cmd)?;
         let (to, from) = (child.stdin.take(), child.stdout.take());
         let (Some(to), Some(from)) = (to, from) else { return Err(io::ErrorKind::BrokenPipe.into()) };
         Ok(Companion { ends: Ends::new(from.into(), to.into()), child })

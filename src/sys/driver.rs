@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "a child is prepared between fork and exec")]
 
 use super::effect::{Effect, step};
-use super::fork::forking;
+use super::fork::spawn_child;
 use super::tool::{clean, close_on_exec_from_3};
 use super::{Cancel, Class};
 use rustix::process::{Pid, Signal, kill_process};
@@ -63,11 +63,7 @@ pub fn call(path: &Path, args: &[&OsStr], input: &[u8], cancel: &Cancel) -> Resu
     };
     // SAFETY: between fork and exec `prepare` makes system calls only: no allocation, no lock, no panic.
     unsafe { cmd.pre_exec(prepare) };
-    let start = || {
-        let _forking = forking();
-        cmd.spawn()
-    };
-    let mut child = step(Effect::Child, &[], start).map_err(io("starting it"))?;
+    let mut child = step(Effect::Child, &[], || spawn_child(&mut cmd)).map_err(io("starting it"))?;
     let (mut stdin, stderr) = (child.stdin.take(), child.stderr.take());
     std::thread::scope(|s| {
         s.spawn(move || {

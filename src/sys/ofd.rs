@@ -106,6 +106,11 @@ mod tests {
                     tools.as_ref().unwrap().run(crate::sys::Tool::MkSwap, &[], run).unwrap();
                 }
             });
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                    crate::sys::fork::output(&mut std::process::Command::new("/usr/bin/true")).unwrap();
+                }
+            });
             let late = (0..20_000).filter(|_| {
                 let f = Locked::new(t.reopen().unwrap());
                 !try_lock(f.as_fd(), 0, true).unwrap()

@@ -415,9 +415,7 @@ fn spawn(path: &Path, args: &[&OsStr], opts: &Run<'_>, stdin: Stdio) -> io::Resu
     };
     // SAFETY: between fork and exec `prepare` makes system calls only: no allocation, no lock, no panic.
     unsafe { cmd.pre_exec(prepare) };
-    let _forking = super::fork::forking();
-    // Comes back when the child is another program.
-    cmd.spawn()
+    super::fork::spawn_child(&mut cmd)
 }
 
 pub(super) fn limit(what: Resource, to: Option<u64>) -> rustix::io::Result<()> {

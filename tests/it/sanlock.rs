@@ -66,7 +66,10 @@ fn a_lost_lease_stops_the_process_and_its_children_and_is_free_after_its_time() 
     while children().is_empty() {
         assert!(began.elapsed() < Duration::from_secs(5), "no child came up");
     }
-    assert_eq!(hosts.process("b", "try x exclusive", &store).says(), "busy");
+    // Until b has seen a renew, it takes a for a host that may be dying; it never gets the lease.
+    let tried = |_: &u32| hosts.process("b", "try x exclusive", &store).says();
+    let said = (0..100).map(|n| tried(&n)).inspect(|s| assert_ne!(s, "held")).find(|s| s != "dying");
+    assert_eq!(said.as_deref(), Some("busy"));
     hosts.tell("kill", "a");
     let killed = Instant::now();
     for p in [&mut holder, &mut writer] {
