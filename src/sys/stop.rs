@@ -2,12 +2,16 @@
 #![expect(unsafe_code, reason = "an exit that runs nothing has no safe wrapper")]
 
 use super::effect;
-use rustix::process::{Pid, Signal, kill_process};
+use super::tool::nap;
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How long a message, and how long children that were killed, may take.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Ends this process and all it started. In this order: no further change of storage begins, children are
-/// killed, `say` has a moment to tell, and the rest goes without running anything.
+/// killed, `say` has a moment to tell, they have one to be gone, and the rest goes without running anything.
 pub fn at_once(status: u8, say: impl FnOnce() + Send + 'static) -> ! {
     static BEGUN: AtomicBool = AtomicBool::new(false);
     effect::close();
@@ -15,8 +19,9 @@ pub fn at_once(status: u8, say: impl FnOnce() + Send + 'static) -> ! {
     while BEGUN.swap(true, Ordering::SeqCst) {
         std::thread::park();
     }
-    for pid in children() {
-        let _ = kill_process(pid, Signal::KILL);
+    let killed = children();
+    for pid in &killed {
+        let _ = kill_process(*pid, Signal::KILL);
     }
     let (told, tell) = std::sync::mpsc::channel::<()>();
     // Whoever reads our messages may have stopped reading.
@@ -25,7 +30,15 @@ pub fn at_once(status: u8, say: impl FnOnce() + Send + 'static) -> ! {
         drop(told);
     });
     if teller.is_ok() {
-        let _ = tell.recv_timeout(Duration::from_millis(200));
+        let _ = tell.recv_timeout(PATIENCE);
+    }
+    // One that is within a system call is dead only when that has come back: whoever sees us end shall not
+    // find it at work. One that hangs there cannot be waited for.
+    let until = Instant::now() + PATIENCE;
+    for pid in killed {
+        while Instant::now() < until && matches!(waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)) {
+            nap(&mut [], Duration::from_millis(1));
+        }
     }
     // SAFETY: ends the process; nothing of ours runs afterwards.
     unsafe { libc::_exit(status.into()) }
