@@ -3,7 +3,7 @@
 use crate::bed::tool;
 use crate::doc::Doc;
 use crate::pause::{self, Paused};
-use crate::sanhosts::{children, joined, up};
+use crate::sanhosts::{SETTINGS, children, joined, up};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -122,12 +122,14 @@ fn a_copy_whose_daemon_ends_says_so_in_one_line_and_leaves_garbage_that_goes() {
     let (_fs, bed, hosts, store) = joined(&["a", "b"]);
     let source = bed.images().join("src.raw");
     std::fs::write(&source, vec![7; 8 << 20]).unwrap();
-    let cp = Doc::new(&bed, 1).image("SIZE", 8).image("PATH", source.display()).xml();
-    let call = hosts.ds(&bed, "a", "cp", 1, &cp).arg("--set").arg("data.limit=256KiB").start();
+    let cp = Doc::new(&bed, 1).image("SIZE", 8).image("PATH", source.display());
+    let cp = cp.store_template("LIMIT_TRANSFER_BW", "256K").xml();
+    let mut call = hosts.ds(&bed, "a", "cp", 1, &cp).start();
     let staged = || std::fs::read_dir(store.join(".sdm/new")).unwrap().flatten().next();
     let began = Instant::now();
     while staged().is_none_or(|job| !job.path().join("0").exists()) {
-        assert!(began.elapsed() < Duration::from_secs(10), "nothing was staged");
+        assert!(call.is_running(), "nothing was staged: {}", call.wait().err());
+        assert!(began.elapsed() < Duration::from_secs(20), "nothing was staged");
         std::thread::sleep(Duration::from_millis(5));
     }
     hosts.tell("kill", "a");
@@ -235,8 +237,10 @@ fn hosts_join_and_leave_and_each_refusal_says_what_to_do() {
 
     // A verb joins by itself where the settings say as whom; a command joins again.
     let id = |n: u32| format!("sanlock.host_id={n}");
-    hosts.ds(&bed, "a", "mkfs", 1, &mkfs).arg("--set").arg(id(1));
-    assert_eq!(on("a", &["--set", &id(1), "domain", "join", dir]).code, Some(0));
+    let config = bed.root().join("as-1.toml");
+    std::fs::write(&config, format!("{SETTINGS}host_id = 1\n")).unwrap();
+    let made = hosts.ds(&bed, "a", "mkfs", 1, &mkfs).env("ONESDM_CONFIG", &config).run();
+    assert!(made.code == Some(0) && made.err().contains("WARN: domain: "), "{}", made.err());
     assert_eq!(on("a", &["--set", &id(1), "domain", "join", dir]).code, Some(0), "joined already is fine");
     let doctor = on("a", &["doctor", dir]).out();
     assert!(doctor.contains("ok    membership") && doctor.contains("warn  watchdog"), "{doctor}");
