@@ -31,9 +31,15 @@ pub fn all(state: &Path) -> Vec<(String, Known)> {
         .flatten()
         .flatten()
         .filter_map(|e| {
-            let id = e.path().file_stem()?.to_str().filter(|id| !id.contains('@'))?.to_owned();
+            let id = e.path().file_stem()?.to_str()?.to_owned();
             let known: Known = serde_json::from_slice(&std::fs::read(e.path()).ok()?).ok()?;
-            (!known.elsewhere || known.path.join(".sdm").is_dir()).then_some((id, known))
+            let is_here = if id.contains('@') {
+                // A host's own: another has the same path. That host may be this machine.
+                Domain::open_dir(&known.path).is_ok_and(|d| d.header.id == known.domain)
+            } else {
+                !known.elsewhere || known.path.join(".sdm").is_dir()
+            };
+            is_here.then_some((id, known))
         })
         .collect();
     out.sort_by_key(|(id, _)| (id.len(), id.clone()));

@@ -5,11 +5,12 @@
 
 use crate::kill::{aftermath, effects, full, ready};
 use crate::scenes::{self, Scene};
+use crate::tm_scenes;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// A way to fail, and what the line must say of it.
-type Way = (&'static str, &'static [&'static str]);
+pub type Way = (&'static str, &'static [&'static str]);
 
 const NO_SPACE: &[&str] = &["No space", "no space"];
 const TOO_LARGE: &[&str] = &["File too large", "qemu-img", "mkfs", "mkswap"];
@@ -30,7 +31,7 @@ const WRITES: [Way; 2] = [(":short=100", TOO_LARGE), (":short=65536", TOO_LARGE)
 const CHILD: [Way; 3] = [(":short=100", TOO_LARGE), (":short=65536", TOO_LARGE), (":crash", &["signal 9"])];
 
 /// How an effect of this kind can fail.
-fn ways(effect: &str) -> Vec<Way> {
+pub fn ways(effect: &str) -> Vec<Way> {
     let special: &[Way] = match effect {
         "Write" => &WRITES,
         "Child" => &CHILD,
@@ -66,13 +67,14 @@ fn failing_at_every_effect() {
     let (mut sum, mut failed) = (0, 0);
     let first = scenes::all().swap_remove(0);
     let all = scenes::all().into_iter().map(|s| (s, true)).chain([(first, false)]);
-    for (at, (scene, domain)) in all.enumerate() {
+    let all = all.map(|(s, domain)| (s, domain, 2)).chain(tm_scenes::all().into_iter().map(|s| (s, true, 6)));
+    for (at, (scene, domain, stride)) in all.enumerate() {
         let mut points: BTreeMap<&str, usize> = BTreeMap::new();
         for (n, effect) in effects(&scene, None, domain).iter().enumerate() {
             let ways = ways(effect);
-            // One way at every other effect, in turn, so that a kind of effect meets all of them somewhere.
-            let turn = (at + n / 2) % ways.len();
-            let mine = if full() { 0..ways.len() } else { turn..turn + (at + n) % 2 };
+            // One way at every so many-th effect, in turn, so that a kind of effect meets all of them somewhere.
+            let turn = (at + n / stride) % ways.len();
+            let mine = if full() { 0..ways.len() } else { turn..turn + usize::from((at + n) % stride == 0) };
             for (how, says) in &ways[mine] {
                 match point(&scene, domain, &format!("{}{how}", n + 1), says) {
                     Ok(f) => failed += usize::from(f),

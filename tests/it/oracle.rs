@@ -104,6 +104,10 @@ impl Oracle {
         Oracle { root: root.to_owned(), reader: Reader::default() }
     }
 
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The picture of what is there now, to start from.
     pub fn look(&self) -> Result<Tree, String> {
         let mut tree = Tree::default();
@@ -129,7 +133,7 @@ impl Oracle {
         Ok(Node::Image { format, size: guest.size, data: guest.data })
     }
 
-    /// Every entry below the datastore but `.sdm`, relative to it, parents first.
+    /// Every entry below the datastore, or below several, but `.sdm`, relative to it, parents first.
     fn walk(&self) -> Result<Vec<PathBuf>, String> {
         let (mut found, mut todo) = (Vec::new(), vec![PathBuf::new()]);
         while let Some(dir) = todo.pop() {
@@ -138,7 +142,7 @@ impl Oracle {
             for entry in entries {
                 let entry = entry.map_err(|e| e.to_string())?;
                 let path = dir.join(entry.file_name());
-                if path == Path::new(".sdm") {
+                if entry.file_name() == ".sdm" {
                     continue;
                 }
                 if entry.file_type().is_ok_and(|t| t.is_dir()) {

@@ -5,21 +5,26 @@ use crate::bed::{self, Bed, Done};
 use crate::doc::{self, Doc};
 use crate::guest;
 use crate::oracle::{Node, Oracle, Tree};
-use std::path::Path;
+use crate::tm_scenes;
+use std::path::{Path, PathBuf};
 
 pub struct Scene {
     pub name: &'static str,
     pub verb: &'static str,
-    set: fn(&mut Stage<'_>),
+    pub(crate) set: fn(&mut Stage<'_>),
 }
 
 /// A datastore ready for the call.
 pub struct Stage<'a> {
-    bed: &'a Bed,
+    pub bed: &'a Bed,
     pub oracle: Oracle,
     pub dump: String,
+    /// Of a transfer verb: the driver, and the words of the call.
+    pub tm: Option<(&'static str, Vec<String>)>,
     pub before: Tree,
     pub after: Tree,
+    /// Between the old and the new there is something harmless that stays until the call is made again.
+    pub rest: bool,
     /// What the answer is, when the verb answers; the rest of the line may follow the path.
     answer: Option<String>,
 }
@@ -35,13 +40,17 @@ impl Scene {
         let store = bed.store(100);
         let oracle = Oracle::new(&store);
         let (before, after) = (Tree::default(), Tree::default());
-        let mut stage = Stage { bed, oracle, dump: String::new(), before, after, answer: None };
+        let (dump, tm) = (String::new(), None);
+        let mut stage = Stage { bed, oracle, dump, tm, before, after, rest: false, answer: None };
         (self.set)(&mut stage);
         stage
     }
 
     pub fn call<'a>(&self, stage: &Stage<'a>) -> bed::Call<'a> {
-        stage.bed.ds(self.verb, ID, &stage.dump)
+        match &stage.tm {
+            Some((driver, args)) => tm_scenes::call(stage.bed, driver, self.verb, args),
+            None => stage.bed.ds(self.verb, ID, &stage.dump),
+        }
     }
 }
 
@@ -60,16 +69,32 @@ impl Stage<'_> {
         self.oracle.compare(&self.after)
     }
 
+    /// The datastores that take part.
+    pub fn stores(&self) -> Vec<PathBuf> {
+        let all: &[u32] = if self.tm.is_some() { &[100, 101, 102] } else { &[100] };
+        all.iter().map(|n| self.bed.store_path(*n)).collect()
+    }
+
+    /// What may be there once a collector was.
+    pub fn settled(&self) -> Result<(), String> {
+        let (old, new) = (&self.before, &self.after);
+        if self.rest { self.oracle.between(old, new) } else { self.oracle.either(old, new) }
+    }
+
     /// Whether a line says what it is about: the image, the file given as its source, or the datastore.
     pub fn names_object(&self, line: &str) -> bool {
         let store = self.bed.store_path(100).display().to_string();
         let new = doc::image_name(REGTIME, ID);
+        if self.tm.is_some() {
+            let system = self.bed.store_path(101).display().to_string();
+            return ["datastore 10", &store, &system].iter().any(|n| line.contains(n));
+        }
         [EXISTING, &new, "datastore 100", &store, self.bed.images().to_str().unwrap()]
             .iter()
             .any(|n| line.contains(n))
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
+    fn path(&self, name: &str) -> PathBuf {
         self.bed.store_path(100).join(name)
     }
     fn doc(&self) -> Doc {
@@ -77,7 +102,7 @@ impl Stage<'_> {
     }
 
     /// A source image of the given form, outside the datastore.
-    fn source(&self, name: &str) -> std::path::PathBuf {
+    fn source(&self, name: &str) -> PathBuf {
         let path = self.bed.images().join(name);
         let raw = self.bed.images().join("src.raw");
         guest::make_raw(&raw, KIB, 1);
@@ -140,7 +165,11 @@ impl Stage<'_> {
 
 /// The scene of this name.
 pub fn named(name: &str) -> Scene {
-    all().into_iter().find(|s| s.name == name).unwrap_or_else(|| panic!("no scene {name}"))
+    all()
+        .into_iter()
+        .chain(tm_scenes::all())
+        .find(|s| s.name == name)
+        .unwrap_or_else(|| panic!("no scene {name}"))
 }
 
 /// Every scene. The first stands for the whole life of a verb and comes without a domain.
