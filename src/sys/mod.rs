@@ -13,6 +13,7 @@ pub mod driver;
 pub mod effect;
 pub mod fork;
 pub mod fs;
+pub mod mounts;
 pub mod ofd;
 pub mod path;
 pub mod qemulock;

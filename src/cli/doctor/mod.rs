@@ -147,8 +147,7 @@ fn look(w: &World, m: &ArgMatches, found: &mut Vec<Finding>) -> Result<()> {
     if let ([_], Some(path)) = (&owners[..], paths.iter().find(|p| p.is_dir())) {
         user::become_owner(path).with_context(|| format!("becoming the owner of {}", path.display()))?;
     }
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let table = crate::lock::reach::parse(&table);
+    let table = crate::sys::mounts::read().unwrap_or_default();
     for path in paths {
         let known = known.iter().find(|(_, k)| k.path == path).map(|(_, k)| k.clone());
         let (policy, table, p) = (w.gc_policy(), table.clone(), path.clone());

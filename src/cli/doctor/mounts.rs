@@ -1,7 +1,8 @@
 //! What a datastore's mount means for its locks.
 
 use super::{Finding, Verdict};
-use crate::lock::reach::{Locks, Mount, locks};
+use crate::lock::reach::{Locks, locks};
+use crate::sys::mounts::Mount;
 
 /// The findings on a datastore's mount.
 pub fn judge(place: &str, m: &Mount) -> Vec<Finding> {
@@ -39,7 +40,7 @@ pub fn judge(place: &str, m: &Mount) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lock::reach::parse;
+    use crate::sys::mounts::parse;
 
     #[test]
     fn what_is_not_in_order_comes_with_a_remedy() {

@@ -6,13 +6,13 @@ use super::{Finding, PATIENCE, leases};
 use crate::cli::admin::capabilities;
 use crate::engine::file::AREA;
 use crate::engine::{Capabilities, Usage};
-use crate::lock::reach::{self, Mount};
 use crate::lock::{JobId, LeaseId, LockBackend, LockError, Mode};
 use crate::sdm::gc::{self, Action};
 use crate::sdm::known::Known;
 use crate::sdm::{Domain, SdmError};
 use crate::sys::fs::Dir;
-use crate::sys::{Bytes, user};
+use crate::sys::mounts::Mount;
+use crate::sys::{self, Bytes, user};
 use crate::verb::one_line;
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt as _;
@@ -56,7 +56,7 @@ pub fn look(
         }
         out.push(Finding::ok("mount", &place, "mounted, as this host remembers it"));
     }
-    if let Some(m) = path.canonicalize().ok().and_then(|p| reach::of(&p, table)) {
+    if let Some(m) = path.canonicalize().ok().and_then(|p| sys::mounts::of(&p, table)) {
         out.extend(mounts::judge(&place, m));
     }
     let domain = Domain::inspect(path);
