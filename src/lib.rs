@@ -14,6 +14,7 @@
 //! | `lock` | leases: who may change what | slabs |
 //! | `data` | moving bytes: copy, fetch, verify, decompress | where they end up |
 //! | `host` | where work runs: frames, the agent's side, local, ssh2 and system ssh | what the work is |
+//! | `connection` | storage connections: which share is mounted where, and for whom | what the storage holds |
 //! | `config` | settings and where each came from; the only reader of the environment | verbs |
 //! | `obs` | event log, history, journald | what the events mean |
 //! | `sys` | the only room with unsafe code, raw system calls and child processes | everything above |
@@ -22,6 +23,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod connection;
 pub mod data;
 pub mod engine;
 pub mod host;

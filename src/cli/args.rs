@@ -99,6 +99,7 @@ pub fn tree() -> Command {
         )
         .subcommand(noun("lock", "locks", [Command::new("show").about("who holds what").arg(domains())]))
         .subcommand(domain())
+        .subcommand(super::admin::connection::command())
         .subcommand(noun(
             "image",
             "disk images",

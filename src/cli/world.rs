@@ -5,6 +5,7 @@ use super::invocation::Invocation;
 use super::table::{Meets, Run, Verb};
 use super::{admin, render};
 use crate::config::{Config, Env, Inputs, Paths};
+use crate::connection::Connections;
 use crate::host::{self, Handler, Hosts, Program};
 use crate::lock::{JobId, sanlock};
 use crate::obs::journal;
@@ -83,16 +84,24 @@ impl World {
         Server { settings, tools: &self.tools, jobs: &self.jobs, state, own }
     }
 
+    pub fn connections(&self) -> Connections<'_> {
+        Connections { state: &self.paths.state, tools: &self.tools, cancel: &self.jobs.cancel }
+    }
+
     /// Runs a datastore verb as a job.
     pub fn run(&self, def: &Verb, id: JobId, repeatable: bool, req: &DsRequest) -> Result<String> {
         let Some(Run::Datastore(run)) = def.run else {
             return Err(refuse(Class::Unsupported, "not supported yet"));
         };
         let s = &self.config.settings;
+        let doc = &req.datastore;
+        let share = verb::share(doc)?;
         let open = |dir: &Path, ds: i64| {
             let what = || dir.display().to_string();
             user::become_owner(dir).map_err(|source| SdmError::Io { what: what(), source })?;
-            let d = known::open(&self.paths.state, Some(&ds.to_string()), dir)?;
+            let (state, key) = (&self.paths.state, ds.to_string());
+            let d = known::open(state, Some(&key), dir)?;
+            known::note_share(state, &key, dir, share.as_ref());
             self.join(&d);
             Ok(d)
         };
@@ -106,6 +115,9 @@ impl World {
             ..Topic::default()
         };
         self.job(id, topic, |job| {
+            if let Some(share) = share.as_ref().filter(|_| def.name != "stat") {
+                verb::connect(&self.connections(), doc.id, share, &doc.dir())?;
+            }
             let mut outcome = run(&ctx, req, job);
             // What is only kept makes room before anybody is told that there is none.
             if outcome.as_ref().is_err_and(verb::is_no_space) && self.make_room(&open, req, job) {
@@ -165,6 +177,7 @@ impl World {
                 driver: Driver::of(&call.driver),
                 name: &call.driver,
                 warn: &warn,
+                shares: front::Shares::default(),
                 other,
             })
         })

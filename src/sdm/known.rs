@@ -2,8 +2,9 @@
 //! it was a mount. A later request that finds another domain, or none, meets unmounted storage.
 
 use super::{Domain, Result, SdmError};
+use crate::connection::Share;
 use crate::obs;
-use crate::sys::fs::Dir;
+use crate::sys::fs::{self, Dir};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -18,6 +19,9 @@ pub struct Known {
     /// A host told it; this front-end has not opened it itself and need not see it.
     #[serde(default)]
     pub elsewhere: bool,
+    /// What is to be mounted there, as it was said last: not every request says so again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<Share>,
 }
 
 fn file(state: &Path, ds_id: &str) -> PathBuf {
@@ -161,28 +165,31 @@ fn make(path: &Path) -> io::Result<()> {
 /// Remembers. Best effort: whole or not at all, and no error of the verb.
 pub fn note(state: &Path, key: &str, path: &Path, domain: uuid::Uuid, elsewhere: bool) {
     let mount = !elsewhere && is_mount(path).unwrap_or(false);
-    let k = Known { domain, path: path.to_owned(), mount, since: obs::now(), elsewhere };
-    if let Err(e) = write(state, key, &k) {
+    let share = get(state, key, path).and_then(|k| k.share);
+    let k = Known { domain, path: path.to_owned(), mount, since: obs::now(), elsewhere, share };
+    remember(state, key, &k);
+}
+
+/// Remembers what is to be mounted where a datastore is that is known.
+pub fn note_share(state: &Path, key: &str, path: &Path, share: Option<&Share>) {
+    if let Some(k) = get(state, key, path).filter(|k| k.share.as_ref() != share) {
+        remember(state, key, &Known { share: share.cloned(), ..k });
+    }
+}
+
+fn remember(state: &Path, key: &str, k: &Known) {
+    if let Err(e) = write(state, key, k) {
         tracing::debug!(%e, "datastore not remembered");
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "a note of this host, not storage")]
 fn write(state: &Path, ds_id: &str, k: &Known) -> io::Result<()> {
-    let path = file(state, ds_id);
-    std::fs::create_dir_all(state.join("datastore"))?;
-    let tmp = path.with_extension(format!("tmp{}", std::process::id()));
-    std::fs::write(&tmp, serde_json::to_vec(k)?)?;
-    std::fs::rename(tmp, path)
+    fs::note(&file(state, ds_id), &serde_json::to_vec(k)?)
 }
 
 /// Forgets a datastore, so that the next request takes what it finds.
-#[expect(clippy::disallowed_methods, reason = "a note of this host, not storage")]
 pub fn forget(state: &Path, ds_id: &str) -> io::Result<()> {
-    match std::fs::remove_file(file(state, ds_id)) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
-    }
+    fs::unnote(&file(state, ds_id))
 }
 
 #[cfg(test)]
@@ -215,7 +222,14 @@ mod tests {
         let (state, ds) = (t.path().join("state"), t.path().join("ds"));
         std::fs::create_dir(&ds).unwrap();
         let domain = uuid::Uuid::now_v7();
-        let k = Known { domain, path: ds.clone(), mount: true, since: String::new(), elsewhere: false };
+        let k = Known {
+            domain,
+            path: ds.clone(),
+            mount: true,
+            since: String::new(),
+            elsewhere: false,
+            share: None,
+        };
         write(&state, "7", &k).unwrap();
         assert!(matches!(open(&state, Some("7"), &ds), Err(SdmError::NotMounted { .. })));
         assert!(!ds.join(".sdm").exists());

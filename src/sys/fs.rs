@@ -418,6 +418,22 @@ pub fn set_len(f: &File, path: &Path, len: u64) -> io::Result<()> {
     step(Effect::Truncate, &[path], || f.set_len(len))
 }
 
+/// Writes one of this host's own notes, whole or not at all, and its directory if need be. Not storage: no
+/// effect of a job.
+#[expect(clippy::disallowed_methods, reason = "a note of this host, not storage")]
+pub fn note(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    std::fs::create_dir_all(path.parent().unwrap_or(path))?;
+    let tmp = path.with_extension(format!("tmp{}", std::process::id()));
+    std::fs::write(&tmp, bytes)?;
+    std::fs::rename(tmp, path)
+}
+
+/// Removes one of them; none is as good.
+#[expect(clippy::disallowed_methods, reason = "a note of this host, not storage")]
+pub fn unnote(path: &Path) -> io::Result<()> {
+    ignore_absent(std::fs::remove_file(path))
+}
+
 /// The name an NFS client gives a file that was removed while it was open.
 pub fn is_open_elsewhere(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b".nfs")

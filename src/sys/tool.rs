@@ -63,6 +63,7 @@ tools! {
     MkIso => ["xorrisofs", "genisoimage", "mkisofs"],
     Ssh => ["ssh"],
     Virsh => ["virsh"],
+    MountNfs => ["mount.nfs"], Umount => ["umount"],
     Lvs => ["lvs"], Vgs => ["vgs"], VgChange => ["vgchange"],
     LvCreate => ["lvcreate"], LvRename => ["lvrename"], LvChange => ["lvchange"],
     LvExtend => ["lvextend"], LvReduce => ["lvreduce"], LvRemove => ["lvremove"],

@@ -14,14 +14,16 @@ pub use tm::live::guard::{COMMAND as GUARD, Charge, charge, serve as guard};
 pub use tm::op::Follow as Watched;
 
 use crate::config::Settings;
+use crate::connection::{ConnectionError, Connections, Share};
 use crate::data::DataError;
 use crate::engine::EngineError;
 use crate::host::{HostError, Link};
 use crate::image::{ImageError, Qemu};
 use crate::lock::{JobId, LockError};
-use crate::one::OneError;
+use crate::one::{DatastoreDoc, NfsAuto, OneError};
 use crate::sdm::{Domain, Job, Jobs, SdmError, gc};
 use crate::sys::{Cancel, Class, ToolError, Tools};
+use anyhow::Context as _;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::Duration;
@@ -58,6 +60,20 @@ impl Ctx<'_> {
     pub fn qemu<'b>(&'b self, job: &'b Job, keep: &'b [BorrowedFd<'b>]) -> Qemu<'b> {
         Qemu { tools: self.tools, cancel: job.cancel(), deadline: MOVING, inherit: keep }
     }
+}
+
+/// The share that a datastore's attributes ask for.
+pub fn share(ds: &DatastoreDoc) -> anyhow::Result<Option<Share>> {
+    let of = |n: &NfsAuto| Share::parse(&n.host, &n.path, n.options.as_deref().unwrap_or_default());
+    ds.nfs_auto.as_ref().map(of).transpose().with_context(|| format!("datastore {}: NFS_AUTO", ds.id))
+}
+
+/// Has it mounted where the datastore is.
+pub fn connect(c: &Connections<'_>, ds: i64, share: &Share, dir: &Path) -> anyhow::Result<()> {
+    if c.connect(&format!("datastore-{ds}"), "oned", share, dir)? {
+        tracing::info!(ds, %share, "mounted");
+    }
+    Ok(())
 }
 
 /// What the settings say of garbage.
@@ -137,6 +153,7 @@ pub fn class_of(e: &anyhow::Error) -> Class {
                 .or_else(|| c.downcast_ref::<EngineError>().map(EngineError::class))
                 .or_else(|| c.downcast_ref::<ImageError>().map(ImageError::class))
                 .or_else(|| c.downcast_ref::<DataError>().map(DataError::class))
+                .or_else(|| c.downcast_ref::<ConnectionError>().map(ConnectionError::class))
                 .or_else(|| c.downcast_ref::<OneError>().map(OneError::class))
                 .or_else(|| c.downcast_ref::<HostError>().map(HostError::class))
                 .or_else(|| c.downcast_ref::<ToolError>().map(ToolError::class))
@@ -182,7 +199,6 @@ fn within(mut bytes: usize, chars: impl Iterator<Item = char>) -> impl Iterator<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyhow::Context as _;
 
     #[test]
     fn the_class_is_found_below_the_context() {

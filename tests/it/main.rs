@@ -56,6 +56,7 @@ mod media;
 mod metrics;
 mod monitoring;
 mod nfs;
+mod nfs_auto;
 mod nfs_inside;
 mod noshell;
 mod oned;

@@ -1,4 +1,4 @@
-//! Datastores on NFS: a server and two clients in the micro-VM (tests/bed/nfs). The tests of `inside` run there.
+//! Datastores on NFS: a server and two clients in the micro-VM (tests/bed/nfs). The tests of `nfs_inside` and `nfs_auto` run there.
 
 use crate::{bed, vm};
 use std::process::Command;
@@ -15,9 +15,16 @@ fn datastores_on_nfs() {
     }
     let test = std::env::current_exe().unwrap();
     command.arg("-f").arg(&test).arg("-f").arg(bed::program());
-    for program in
-        ["/usr/bin/ip", "/usr/bin/qemu-img", "/usr/bin/qemu-io", "/usr/sbin/mkfs.ext4", "/usr/sbin/mkswap"]
-    {
+    for program in [
+        "/usr/bin/ip",
+        "/usr/bin/qemu-img",
+        "/usr/bin/qemu-io",
+        "/usr/sbin/mkfs.ext4",
+        "/usr/sbin/mkswap",
+        "/usr/bin/mount",
+        "/usr/bin/umount",
+        "/usr/sbin/mount.nfs",
+    ] {
         command.args(["-f", program]);
     }
     let only = std::env::var("ONESDM_ONLY").unwrap_or_default();
@@ -25,13 +32,16 @@ fn datastores_on_nfs() {
     let run = format!(
         "printf %s \"$NFS\" >/usr/bin/nfs; chmod 755 /usr/bin/nfs; nfs up || exit 9\n\
          printf 'root:x:0:0::/:/bin/sh\n' >/etc/passwd; printf 'root:x:0:\n' >/etc/group; chmod 1777 /tmp\n\
-         ln -s mke2fs /usr/sbin/mkfs.ext4\n\
+         ln -s mke2fs /usr/sbin/mkfs.ext4; printf %s \"$NETCONFIG\" >/etc/netconfig\n\
          nfs mount a /a vers=4.2 && nfs mount b /b vers=4.2 || exit 9\n\
-         ONESDM_FULL={full} {} --ignored --nocapture --test-threads=1 nfs_inside::{only} || {{ dmesg | tail -n 30; exit 1; }}",
-        test.display()
+         ONESDM_FULL={full} {} --ignored --nocapture --test-threads=1 {} || {{ dmesg | tail -n 30; exit 1; }}",
+        test.display(),
+        if only.is_empty() { "nfs_inside:: nfs_auto::" } else { &only }
     );
-    let nfs = include_str!("../bed/nfs");
-    let out = command.args(["--", "env", &format!("NFS={nfs}"), "sh", "-c", &run]).output().unwrap();
+    let nfs = format!("NFS={}", include_str!("../bed/nfs"));
+    // The transports that mount.nfs knows.
+    let netconfig = format!("NETCONFIG={}", std::fs::read_to_string("/etc/netconfig").unwrap());
+    let out = command.args(["--", "env", &nfs, &netconfig, "sh", "-c", &run]).output().unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success() && said.contains("test result: ok"), "{said}");
     println!("{said}");

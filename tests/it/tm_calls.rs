@@ -182,7 +182,7 @@ fn documents_that_are_needed_and_those_that_are_not() {
         "<NFS_AUTO_ENABLE>YES</NFS_AUTO_ENABLE><NFS_AUTO_HOST>n</NFS_AUTO_HOST><NFS_AUTO_PATH>/x</NFS_AUTO_PATH>",
     );
     let done = call(&bed, "clone", &document, &[&image, &disk, "7", "100"]).run();
-    assert!(done.code == Some(5) && done.err().contains("NFS_AUTO"), "{}", done.err());
+    assert!(done.code == Some(10) && done.err().contains("n:/x is to be mounted there"), "{}", done.err());
     // The hypervisor resizes a running VM's disk.
     let before = tree(&bed);
     let running = ONE_DISK.replace("<LCM_STATE>3<", "<LCM_STATE>62<");

@@ -1,5 +1,6 @@
 //! People's commands: `onesdm <noun> <verb>`, each with `--json`.
 
+pub mod connection;
 mod domain;
 mod ds;
 mod event;
@@ -89,6 +90,7 @@ pub fn run(env: &Env, argv: Vec<OsString>) -> Result<u8> {
         Some(("gc", m)) => garbage::collect(&world, m, json),
         Some(("check", m)) => garbage::check(&world, m, json),
         Some(("lock", m)) => domain::locks(&world, m, json),
+        Some(("connection", m)) => connection::run(&world, m, json),
         Some(("domain", m)) => domain::run(&world, m, json),
         Some(("config", m)) => config(&world, m, json),
         Some(("host", m)) => super::agent::probe(&world, m, json),

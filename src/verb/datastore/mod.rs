@@ -196,11 +196,7 @@ pub(super) fn offered(req: &DsRequest) -> Result<()> {
         let text = format!("datastore {}: {what} is not supported yet; nothing was changed", ds.id);
         Err(refuse(Class::Unsupported, text))
     };
-    match () {
-        () if ds.is_block() => not_yet("a datastore on logical volumes"),
-        () if ds.nfs_auto.is_some() => not_yet("NFS_AUTO_ENABLE"),
-        () => Ok(()),
-    }
+    if ds.is_block() { not_yet("a datastore on logical volumes") } else { Ok(()) }
 }
 
 pub(super) fn fetch_options(ctx: &Ctx<'_>, req: &DsRequest) -> Result<FetchOptions> {

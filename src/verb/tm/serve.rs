@@ -3,6 +3,7 @@
 
 use super::op::{Op, perform};
 use crate::config::Settings;
+use crate::connection::{Connections, Share};
 use crate::host::{Handler, Link, Progress};
 use crate::lock::JobId;
 use crate::sdm::event::What;
@@ -10,7 +11,7 @@ use crate::sdm::job::{Topic, Waits};
 use crate::sdm::known::{self, Storage};
 use crate::sdm::{Domain, Job, Jobs, SdmError, gc};
 use crate::sys::{Bytes, Class, Tools, user};
-use crate::verb::{Ctx, class_of, gc_policy, is_no_space, one_line, refuse, stopped};
+use crate::verb::{Ctx, class_of, connect, gc_policy, is_no_space, one_line, refuse, stopped};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -33,6 +34,9 @@ pub struct Request {
     /// Those of them that are the host's own.
     #[serde(default)]
     pub local: BTreeSet<i64>,
+    /// What is to be mounted first.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shares: BTreeMap<i64, Share>,
 }
 
 /// What came of it.
@@ -193,6 +197,11 @@ impl Ask<'_> {
             Err(refuse(Class::Cancelled, "the front-end did not say that it counts; it was undone"))
         };
         let (tools, jobs) = (self.server.tools, &job.jobs);
+        // Before we become the owner of what is mounted.
+        let connections = Connections { state: self.server.state, tools, cancel: job.cancel() };
+        for (ds, share) in &self.request.shares {
+            connect(&connections, *ds, share, &self.settings.paths.datastores.join(ds.to_string()))?;
+        }
         // Asked again under the same id, it is the same request, wherever the id came from.
         let ctx = Ctx {
             settings: self.settings,

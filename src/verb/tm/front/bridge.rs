@@ -37,6 +37,7 @@ pub fn is_elsewhere(verb: &str, req: &DsRequest) -> bool {
 /// Does it there; the answer is what oned is told.
 pub fn datastore(front: &Front<'_>, verb: &str, dump: &DsDump, req: &DsRequest) -> Result<String> {
     offered(req)?;
+    front.shares.tell(&req.datastore)?;
     let doc = &req.datastore;
     // What is wrong whatever host is asked.
     let source = req.image.as_ref().and_then(|i| i.source.as_deref());

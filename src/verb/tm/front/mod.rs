@@ -15,18 +15,20 @@ pub use bridge::{datastore, is_elsewhere};
 use super::Op;
 use super::serve::{Reply, Request, Sent};
 use crate::config::Settings;
+use crate::connection::Share;
 use crate::host::{Channel, Commit, Event, HostError, Hosts, Request as Call, Source};
-use crate::one::{Cloud, HostName, Migrate, TmCall, VmDir};
+use crate::one::{Cloud, DatastoreDoc, HostName, Migrate, TmCall, VmDir};
 use crate::sdm::event::What;
 use crate::sdm::{Job, known};
 use crate::sys::Class;
-use crate::verb::refuse;
+use crate::verb::{refuse, share};
 use anyhow::{Context as _, Result};
 use pair::{Line, reach};
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What a family of drivers has in common.
@@ -58,8 +60,27 @@ pub struct Front<'a> {
     pub name: &'a str,
     /// A line for oned's log.
     pub warn: &'a dyn Fn(&str),
+    pub shares: Shares,
     /// Hands a migration on to another driver, by its name.
     pub other: &'a dyn Fn(&str, &Migrate) -> Result<()>,
+}
+
+/// What is to be mounted for datastores, as far as documents of this call say so: a share, or that there is none.
+#[derive(Debug, Default)]
+pub struct Shares(Mutex<BTreeMap<i64, Option<Share>>>);
+
+impl Shares {
+    fn tell(&self, ds: &DatastoreDoc) -> Result<()> {
+        let share = share(ds)?;
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(ds.id, share);
+        Ok(())
+    }
+
+    /// As it was said; else as it is remembered.
+    fn of(&self, ds: i64, remembered: Option<&Share>) -> Option<Share> {
+        let said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        said.get(&ds).map_or(remembered, Option::as_ref).cloned()
+    }
 }
 
 /// Does the verb; the answer is what oned is told.
@@ -201,6 +222,7 @@ impl Front<'_> {
             verb: self.job.topic.verb.clone(),
             op: op.clone(),
             settings: Sent::of(self.settings),
+            shares: stores.iter().filter_map(|s| Some((s.ds, s.share.clone()?))).collect(),
             domains: stores.iter().map(|s| (s.ds, s.known.as_ref().map(|k| k.domain))).collect(),
             local: stores.iter().filter(|s| s.local).map(|s| s.ds).collect(),
         };
@@ -226,6 +248,7 @@ impl Front<'_> {
             if let Some(id) = is.filter(|_| is_news || made_anew) {
                 known::note(self.state, &store.key, &store.path, *id, !is_here);
             }
+            known::note_share(self.state, &store.key, &store.path, store.share.as_ref());
         }
         Ok(reply.text)
     }
@@ -250,10 +273,16 @@ impl Front<'_> {
             let key = if local { format!("{ds}@{}", machine.replace('/', "_")) } else { ds.to_string() };
             let path = self.settings.paths.datastores.join(ds.to_string());
             let known = known::get(self.state, &key, &path);
-            if is_here && let Some(known) = known.as_ref().filter(|k| k.path.exists()) {
+            let remembered = known.as_ref().and_then(|k| k.share.as_ref());
+            // What documents say is not of a host's own storage.
+            let share = if local { remembered.cloned() } else { self.shares.of(ds, remembered) };
+            if is_here
+                && share.is_none()
+                && let Some(known) = known.as_ref().filter(|k| k.path.exists())
+            {
                 known::still_mounted(known)?;
             }
-            out.push(Store { ds, local, key, path, known });
+            out.push(Store { ds, local, key, path, known, share });
         }
         Ok(out)
     }
@@ -275,6 +304,8 @@ struct Store {
     key: String,
     path: PathBuf,
     known: Option<known::Known>,
+    /// To be mounted there first.
+    share: Option<Share>,
 }
 
 /// The number of the datastore that a path leads into.

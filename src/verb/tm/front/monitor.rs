@@ -23,6 +23,7 @@ pub(super) fn run(front: &Front<'_>, dump: &[u8]) -> Result<String> {
     let root = dump.get("DATASTORE_LOCATION").map(PathBuf::from);
     let root = root.unwrap_or_else(|| front.settings.paths.datastores.clone());
     let request = dump.request(&root)?;
+    front.shares.tell(&request.datastore)?;
     let ds = u32::try_from(request.datastore.id).ok().context("a datastore without a number")?;
     // It is a place in the datastore that counts, whatever VM.
     let dir = VmDir { root, ds, vm: 0 };

@@ -135,9 +135,7 @@ impl Of<'_> {
 
     fn attributes(&self, ds: &DatastoreDoc) -> Result<()> {
         let id = ds.id;
-        if ds.nfs_auto.is_some() {
-            return Err(not_yet(&format!("datastore {id}: NFS_AUTO_ENABLE")));
-        }
+        self.front.shares.tell(ds)?;
         if ds.replica_host.is_some() {
             (self.front.warn)(&format!("REPLICA_HOST of datastore {id} is ignored: not supported"));
         }
