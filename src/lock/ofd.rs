@@ -23,7 +23,12 @@ struct OfdHeld {
     file: ofd::Locked,
     dir: Arc<Dir>,
     id: LeaseId,
+    /// A server keeps the lock, and may lose it.
+    remote: bool,
 }
+
+/// Why a server does not know a lock any more.
+const FORGOTTEN: &str = "the NFS server gave it up: it was started again and did not get it claimed in time, or did not hear of this host for too long";
 
 impl OfdLocks {
     pub fn new(sdm: Dir) -> OfdLocks {
@@ -48,7 +53,8 @@ impl LockBackend for OfdLocks {
         if !got {
             return Err(LockError::Busy(id.clone()));
         }
-        let held = OfdHeld { file, dir: Arc::clone(&self.0), id: id.clone() };
+        let remote = ofd::past_caches(&file).map_err(|source| LockError::Io { what: id.clone(), source })?;
+        let held = OfdHeld { file, dir: Arc::clone(&self.0), id: id.clone(), remote };
         held.still_held()?;
         Ok(Box::new(held))
     }
@@ -64,9 +70,12 @@ impl Held for OfdHeld {
         Some(self.file.as_fd())
     }
 
-    /// The file we locked must still be the file others would lock.
+    /// The server must still know the lock, and the file we locked be the file others would lock.
     fn still_held(&self) -> Result<(), LockError> {
         let io = |source: io::Error| LockError::Io { what: self.id.clone(), source };
+        if self.remote && !ofd::is_known_to_server(&self.file).map_err(io)? {
+            return Err(LockError::Stale { what: self.id.clone(), why: FORGOTTEN.to_owned() });
+        }
         let mine = self.file.metadata().map_err(io)?;
         let now = self.dir.entry(OsStr::new(FILE)).map_err(io)?;
         match now {

@@ -2,6 +2,7 @@
 //! two leases of one process exclude each other and closing anything else releases nothing.
 #![expect(unsafe_code, reason = "no safe wrapper of F_OFD_SETLK among our dependencies")]
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstatfs};
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
@@ -70,6 +71,26 @@ pub fn is_held(fd: BorrowedFd<'_>, offset: u64) -> io::Result<bool> {
         return Err(io::Error::last_os_error());
     }
     Ok(libc::c_int::from(l.l_type) != libc::F_UNLCK)
+}
+
+/// Makes a descriptor's reads go to the server each time, where its file is on NFS; says whether it is.
+pub fn past_caches(file: &File) -> io::Result<bool> {
+    const NFS: u64 = 0x6969;
+    let is_nfs = fstatfs(file)?.f_type.cast_unsigned() == NFS;
+    if is_nfs {
+        fcntl_setfl(file, fcntl_getfl(file)? | OFlags::DIRECT)?;
+    }
+    Ok(is_nfs)
+}
+
+/// Reads a little through such a descriptor. NFS 4 reads by the right of the lock: where the server does not
+/// know the lock any more, and the client could not claim it again, that is `EIO` from then on.
+pub fn is_known_to_server(file: &File) -> io::Result<bool> {
+    match rustix::io::pread(file, &mut [0_u8; 512], 0) {
+        Ok(_) => Ok(true),
+        Err(rustix::io::Errno::IO) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
 }
 
 #[cfg(test)]
