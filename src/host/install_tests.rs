@@ -8,6 +8,7 @@ use crate::sys::Cancel;
 use crate::sys::Class;
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -168,7 +169,7 @@ impl Pipe for Server {
         Ok(bytes.len())
     }
 
-    fn wait(&mut self, _: bool, d: Duration) {
+    fn wait(&mut self, _: bool, _: Option<BorrowedFd<'_>>, d: Duration) {
         Cancel::default().wait(d.min(Duration::from_millis(1)));
     }
 
@@ -190,7 +191,7 @@ impl Pipe for Started {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         Ok(bytes.len())
     }
-    fn wait(&mut self, _: bool, _: Duration) {}
+    fn wait(&mut self, _: bool, _: Option<BorrowedFd<'_>>, _: Duration) {}
     fn end(&mut self, _: Duration) -> Ended {
         std::mem::take(&mut self.1)
     }

@@ -21,7 +21,7 @@ pub use error::{HostError, HostKey, Stage};
 pub use install::Program;
 pub use link::{Gone, Handler, Link};
 pub use transport::{
-    Channel, Commit, Event, Hosts, Local, Next, Request, Route, Settings, Source, Transport,
+    Bell, Channel, Commit, Event, Hosts, Local, Next, Request, Route, Settings, Source, Transport,
 };
 pub use wire::{Hello, Identity, Progress, WireError};
 

@@ -217,7 +217,7 @@ impl<'a> Sftp<'a> {
             if self.cancel.is_requested() {
                 return Err(SftpError::Cancelled);
             }
-            if self.line.turn(Duration::from_millis(20)) {
+            if self.line.turn(Duration::from_millis(20), None) {
                 heard = Instant::now();
             } else if heard.elapsed() > self.silence {
                 return Err(SftpError::Silent(self.silence));

@@ -5,16 +5,20 @@ use super::scripted::Scripted;
 use super::transport::{Client, Connection, Ended, NoHello, Pipe};
 use super::wire::{Control, Decoder, Frame, Hello, PROTOCOL};
 use super::{
-    Channel, Commit, Event, HostError, Limits, Local, Next, Request, Settings, Stage, WireError, serve,
+    Bell, Channel, Commit, Event, Handler, HostError, Limits, Link, Local, Next, Request, Settings, Source,
+    Stage, WireError, serve,
 };
 use crate::sys::Cancel;
 use crate::sys::Class;
+use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Mutex;
+use std::sync::mpsc::{self, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -27,8 +31,11 @@ impl Pipe for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.write(bytes)
     }
-    fn wait(&mut self, _: bool, d: Duration) {
-        Cancel::default().wait(d.min(Duration::from_millis(1)));
+    fn wait(&mut self, writes: bool, bell: Option<BorrowedFd<'_>>, d: Duration) {
+        let flags = if writes { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let bell = bell.map(|b| PollFd::from_borrowed_fd(b, PollFlags::IN));
+        let mut fds: Vec<_> = [PollFd::new(&self.0, flags)].into_iter().chain(bell).collect();
+        let _ = poll(&mut fds, Some(&d.try_into().unwrap()));
     }
     fn end(&mut self, _: Duration) -> Ended {
         std::mem::take(&mut self.1)
@@ -139,6 +146,70 @@ fn events_and_data_go_both_ways_without_waiting_for_each_other() {
         };
         let answer = channel.call(request, &mut on_event, &Cancel::default()).unwrap();
         assert_eq!((answer, got, seen), (json!(20 << 20), 20 << 20, 5));
+    }
+}
+
+/// Gives what another thread puts into it.
+struct Fed(mpsc::Receiver<Vec<u8>>, Bell);
+
+impl Source for Fed {
+    fn next(&mut self) -> Next {
+        self.1.hush();
+        match self.0.try_recv() {
+            Ok(block) => Next::Block(block),
+            Err(TryRecvError::Empty) => Next::Later,
+            Err(TryRecvError::Disconnected) => Next::End,
+        }
+    }
+    fn bell(&self) -> Option<Bell> {
+        Some(self.1.clone())
+    }
+}
+
+/// Sends back what comes.
+struct Echo;
+
+impl Handler for Echo {
+    fn handle(&self, _: &str, _: Value, link: &dyn Link) -> Result<Value, (Class, String)> {
+        while let Ok(Some(block)) = link.receive() {
+            link.send(block).unwrap();
+        }
+        Ok(Value::Null)
+    }
+}
+
+/// Two that take turns, as sender and receiver of a transfer do before the first byte goes: nobody looks now
+/// and then whether the other has something for him, or a hundred turns would take two seconds.
+#[test]
+fn what_another_thread_has_goes_at_once() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let output = theirs.try_clone().unwrap();
+    std::thread::spawn(move || serve(theirs, output, &Echo, limits(), &Cancel::default()));
+    let mut client = client_of(&ours).unwrap();
+    for channel in [&mut client as &mut dyn Channel, &mut Local::new(&Echo)] {
+        let (bell, (feed, fed), (came, comes)) = (Bell::new().unwrap(), mpsc::channel(), mpsc::channel());
+        let mut source = Fed(fed, bell.clone());
+        let other = std::thread::spawn(move || {
+            for _ in 0..100 {
+                // Until the channel waits.
+                Cancel::default().wait(Duration::from_millis(1));
+                feed.send(vec![1]).unwrap();
+                bell.ring();
+                comes.recv().unwrap();
+            }
+            drop(feed);
+            bell.ring();
+        });
+        let begin = Instant::now();
+        let request = Request { job: "j", body: json!([]), commit: Commit::Now, source: Some(&mut source) };
+        let mut on_event = |e| {
+            if let Event::Data(_) = e {
+                came.send(()).unwrap();
+            }
+        };
+        channel.call(request, &mut on_event, &Cancel::default()).unwrap();
+        other.join().unwrap();
+        assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
     }
 }
 

@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -58,11 +58,12 @@ impl Child {
         self.stdin = None;
     }
 
-    /// Waits until something can be read (or written, when `writes`), at most `d`.
-    pub fn wait(&mut self, writes: bool, d: Duration) {
-        let reads = [&self.stdout, &self.stderr].into_iter().flatten().map(|f| (f, PollFlags::IN));
-        let to = self.stdin.iter().filter(|_| writes).map(|f| (f, PollFlags::OUT));
-        let mut fds: Vec<_> = reads.chain(to).map(|(f, flags)| PollFd::new(f, flags)).collect();
+    /// Waits until something can be read (or written, when `writes`), here or from `bell`, at most `d`.
+    pub fn wait(&mut self, writes: bool, bell: Option<BorrowedFd<'_>>, d: Duration) {
+        let own = [&self.stdout, &self.stderr].into_iter().flatten().map(OwnedFd::as_fd);
+        let reads = own.chain(bell).map(|f| PollFd::from_borrowed_fd(f, PollFlags::IN));
+        let to = self.stdin.iter().filter(|_| writes).map(|f| PollFd::new(f, PollFlags::OUT));
+        let mut fds: Vec<_> = reads.chain(to).collect();
         nap(&mut fds, d.min(Duration::from_millis(999)));
     }
 
@@ -125,7 +126,7 @@ mod tests {
                 Ok(0) => return out,
                 Ok(n) => out.extend_from_slice(&buf[..n]),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    child.wait(false, Duration::from_millis(50));
+                    child.wait(false, None, Duration::from_millis(50));
                 }
                 Err(e) => panic!("{e}"),
             }
@@ -139,7 +140,7 @@ mod tests {
         assert_eq!(cat.write(b"hello").unwrap(), 5);
         let mut buf = [0; 9];
         while cat.read(&mut buf).is_err() {
-            cat.wait(false, Duration::from_millis(50));
+            cat.wait(false, None, Duration::from_millis(50));
         }
         assert_eq!(&buf[..5], b"hello");
         cat.close_stdin();

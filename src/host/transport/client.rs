@@ -5,12 +5,11 @@ use crate::host::error::{HostError, Stage};
 use crate::host::wire::{Control, Decoder, Frame, Hello, Outcome, PROTOCOL, WireError};
 use crate::sys::Cancel;
 use serde_json::Value;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 /// How long cancel and deadlines may go unseen.
 const SLICE: Duration = Duration::from_millis(20);
-/// How soon a source that has nothing yet is asked again.
-const SOON: Duration = Duration::from_millis(3);
 /// Data on their way out; more is not asked of the source.
 const AHEAD: usize = 4 << 20;
 /// How long a program that has closed its output may take to say why.
@@ -92,7 +91,7 @@ impl Client {
                 let (host, stage) = (host.to_owned(), Stage::Connect);
                 return Err(NoHello::Other(HostError::Silent { host, after, stage }));
             }
-            client.line.turn(SLICE);
+            client.line.turn(SLICE, None);
         }
     }
 
@@ -181,6 +180,7 @@ impl Channel for Client {
         let stage = if now { Stage::Committed } else { Stage::Asked };
         let mut call = Call { id, commit: request.commit, stage, cancelled: None };
         let mut source = request.source;
+        let bell = source.as_ref().and_then(|s| s.bell());
         loop {
             let frame = self.next(call.stage)?;
             let mut wait = if frame.is_some() { Duration::ZERO } else { SLICE };
@@ -204,11 +204,11 @@ impl Channel for Client {
                 return Err(HostError::Cancelled { host: self.host.clone(), stage: call.stage });
             }
             self.is_alive(call.stage)?;
+            let mut listen = None;
             if self.line.pending() < AHEAD
-                && let Some(give) = &mut source
+                && let Some(from) = &mut source
             {
-                let next = give();
-                wait = wait.min(if matches!(next, Next::Later) { SOON } else { Duration::ZERO });
+                let next = from.next();
                 if matches!(next, Next::End) {
                     source = None;
                 }
@@ -220,9 +220,12 @@ impl Channel for Client {
                 if let Some(block) = block {
                     let bytes = Frame::Binary(block).encode().map_err(|e| self.wire(e, call.stage))?;
                     self.line.post(&bytes);
+                    wait = Duration::ZERO;
+                } else {
+                    listen = bell.as_ref().map(AsFd::as_fd);
                 }
             }
-            self.line.turn(wait);
+            self.line.turn(wait, listen);
         }
     }
 }
@@ -265,7 +268,7 @@ impl Drop for Client {
     fn drop(&mut self) {
         // Between requests the agent may go; in the middle of one it is to see a lost connection.
         if !self.line.ended && self.post(&Control::Bye, Stage::Connect).is_ok() {
-            self.line.turn(Duration::ZERO);
+            self.line.turn(Duration::ZERO, None);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::host::error::HostError;
 use std::io::{self, ErrorKind};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 /// How a program on a host ended.
@@ -18,8 +19,8 @@ pub struct Ended {
 pub trait Pipe: Send {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize>;
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
-    /// Waits until it makes sense to read again (or to write, when `writes`), at most `d`.
-    fn wait(&mut self, writes: bool, d: Duration);
+    /// Waits until it makes sense to read again (or to write, when `writes`) or `bell` can be read, at most `d`.
+    fn wait(&mut self, writes: bool, bell: Option<BorrowedFd<'_>>, d: Duration);
     /// Ends it, giving it `patience`.
     fn end(&mut self, patience: Duration) -> Ended;
 }
@@ -59,16 +60,16 @@ impl Duplex {
         self.outgoing.len() - self.written
     }
 
-    /// Writes what can be written and reads what is there; when that is nothing, waits, at most `d`.
-    /// Whether anything came in.
-    pub fn turn(&mut self, d: Duration) -> bool {
+    /// Writes what can be written and reads what is there; when that is nothing, waits, at most `d` and until
+    /// `bell` can be read. Whether anything came in.
+    pub fn turn(&mut self, d: Duration, bell: Option<BorrowedFd<'_>>) -> bool {
         if self.step() || self.ended {
             return true;
         }
         if d.is_zero() {
             return false;
         }
-        self.pipe.wait(self.pending() > 0, d);
+        self.pipe.wait(self.pending() > 0, bell, d);
         self.step()
     }
 

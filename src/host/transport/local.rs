@@ -1,6 +1,6 @@
 //! The handler in this process: this machine needs no connection.
 
-use super::{Channel, Commit, Event, Next, Request, Source};
+use super::{Bell, Channel, Commit, Event, Next, Request, Source};
 use crate::host::error::{HostError, Stage};
 use crate::host::link::{Gone, Handler, Link};
 use crate::host::wire::{Hello, Progress};
@@ -9,8 +9,8 @@ use serde_json::Value;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// How soon a source that has nothing yet is asked again.
-const SOON: Duration = Duration::from_millis(1);
+/// How long a request to stop may go unseen.
+const SLICE: Duration = Duration::from_millis(20);
 
 /// A channel to this process.
 pub struct Local<'a> {
@@ -43,8 +43,9 @@ impl Channel for Local<'_> {
             Commit::Now => Word::Given(true),
             Commit::When(ask) => Word::Ask(ask),
         };
+        let bell = request.source.as_ref().and_then(|s| s.bell());
         let inner = Mutex::new(Inner { word, on_event, source: request.source });
-        let link = Here { inner, cancel };
+        let link = Here { inner, bell, cancel };
         let answer = self.handler.handle(request.job, request.body, &link);
         answer.map_err(|(class, text)| HostError::Failed { host: host(), class, text })
     }
@@ -58,11 +59,12 @@ enum Word<'a> {
 struct Inner<'a, 'b> {
     word: Word<'a>,
     on_event: &'b mut (dyn FnMut(Event) + Send),
-    source: Option<Source<'a>>,
+    source: Option<&'a mut dyn Source>,
 }
 
 struct Here<'a, 'b> {
     inner: Mutex<Inner<'a, 'b>>,
+    bell: Option<Bell>,
     cancel: &'b Cancel,
 }
 
@@ -109,12 +111,13 @@ impl Link for Here<'_, '_> {
             if self.cancel.is_requested() {
                 return Err(Gone);
             }
-            match self.with(|i| i.source.as_mut().map_or(Next::End, |s| s())) {
+            match self.with(|i| i.source.as_mut().map_or(Next::End, |s| s.next())) {
                 Next::Block(block) => return Ok(Some(block)),
                 Next::End => return Ok(None),
-                Next::Later => {
-                    self.cancel.wait(SOON);
-                }
+                Next::Later => match &self.bell {
+                    Some(bell) => bell.wait(SLICE),
+                    None => drop(self.cancel.wait(SLICE)),
+                },
             }
         }
     }

@@ -2,6 +2,7 @@
 //! costs no child; the system's ssh where the site's settings need what libssh2 lacks. All speak the
 //! same protocol to the same agent.
 
+mod bell;
 mod client;
 mod duplex;
 mod local;
@@ -21,6 +22,7 @@ use std::net::{IpAddr, ToSocketAddrs as _, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use bell::Bell;
 pub(super) use client::{Client, NoHello};
 pub(super) use duplex::{Connection, Duplex, Ended, Pipe};
 pub use local::Local;
@@ -33,8 +35,22 @@ pub enum Commit<'a> {
     When(&'a mut (dyn FnMut() -> bool + Send)),
 }
 
-/// Gives the blocks that go with a request. Does not wait for them: what comes meanwhile is to be seen.
-pub type Source<'a> = &'a mut (dyn FnMut() -> Next + Send);
+/// Gives the blocks that go with a request.
+pub trait Source: Send {
+    /// Does not wait: what comes meanwhile is to be seen.
+    fn next(&mut self) -> Next;
+
+    /// Rings when there is more after `Next::Later`. `None`: it is asked again after a while.
+    fn bell(&self) -> Option<Bell> {
+        None
+    }
+}
+
+impl<F: FnMut() -> Next + Send> Source for F {
+    fn next(&mut self) -> Next {
+        self()
+    }
+}
 
 /// What a source has.
 #[derive(Debug)]
@@ -52,7 +68,7 @@ pub struct Request<'a> {
     pub job: &'a str,
     pub body: Value,
     pub commit: Commit<'a>,
-    pub source: Option<Source<'a>>,
+    pub source: Option<&'a mut dyn Source>,
 }
 
 /// What comes while a request runs.

@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use ssh2::{BlockDirections, Channel, ErrorCode, MethodType, Session};
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -114,7 +115,7 @@ impl Ssh2 {
                 let (host, to, after) = (self.host.clone(), self.to.clone(), self.limit);
                 return Err(HostError::NoAnswer { host, to, after });
             }
-            wait(&self.session, &self.socket, false, SLICE);
+            wait(&self.session, &self.socket, (false, None), SLICE);
         }
     }
 
@@ -258,14 +259,16 @@ fn public_half(file: &Path) -> Option<Vec<u8>> {
     base64::engine::general_purpose::STANDARD.decode(text.split_whitespace().nth(1)?).ok()
 }
 
-fn wait(session: &Session, socket: &TcpStream, writes: bool, d: Duration) {
+fn wait(session: &Session, socket: &TcpStream, (writes, bell): (bool, Option<BorrowedFd<'_>>), d: Duration) {
     let out = writes
         && matches!(session.block_directions(), BlockDirections::Outbound | BlockDirections::Both)
         || matches!(session.block_directions(), BlockDirections::Outbound);
     let flags = if out { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
     let nanos = i64::from(d.min(Duration::from_millis(999)).subsec_nanos());
+    let bell = bell.map(|b| PollFd::from_borrowed_fd(b, PollFlags::IN));
+    let mut fds: Vec<_> = [PollFd::new(socket, flags)].into_iter().chain(bell).collect();
     // An interrupted wait is a short one.
-    let _ = poll(&mut [PollFd::new(socket, flags)], Some(&Timespec { tv_sec: 0, tv_nsec: nanos }));
+    let _ = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: nanos }));
 }
 
 /// A program over one channel.
@@ -308,8 +311,8 @@ impl Pipe for Stream {
         self.channel.write(bytes)
     }
 
-    fn wait(&mut self, writes: bool, d: Duration) {
-        wait(&self.session, &self.socket, writes, d);
+    fn wait(&mut self, writes: bool, bell: Option<BorrowedFd<'_>>, d: Duration) {
+        wait(&self.session, &self.socket, (writes, bell), d);
     }
 
     fn end(&mut self, patience: Duration) -> Ended {
@@ -321,7 +324,7 @@ impl Pipe for Stream {
             let done = if step == 0 { self.channel.close() } else { self.channel.wait_close() };
             match done {
                 Ok(()) => step += 1,
-                Err(e) if e.code() == AGAIN => wait(&self.session, &self.socket, false, SLICE),
+                Err(e) if e.code() == AGAIN => wait(&self.session, &self.socket, (false, None), SLICE),
                 Err(_) => break,
             }
         }

@@ -9,6 +9,7 @@ use crate::sys::tool::Run;
 use crate::sys::{Tool, Tools};
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -93,8 +94,8 @@ impl Pipe for Stream {
         self.0.write(bytes)
     }
 
-    fn wait(&mut self, writes: bool, d: Duration) {
-        self.0.wait(writes, d);
+    fn wait(&mut self, writes: bool, bell: Option<BorrowedFd<'_>>, d: Duration) {
+        self.0.wait(writes, bell, d);
     }
 
     fn end(&mut self, patience: Duration) -> Ended {

@@ -197,7 +197,7 @@ impl Front<'_> {
             job: &id,
             body: asked.body.clone(),
             commit: Commit::When(&mut word),
-            source: blocks.as_mut().map(|give| give as Source<'_>),
+            source: blocks.as_mut().map(|give| give as &mut dyn Source),
         };
         let mut news = |event| match event {
             Event::Progress(p) => self.job.follow(&p.phase, p.done, p.total),

@@ -4,7 +4,7 @@
 
 use super::super::op::{Meet, Met, Op, Send, Told, What};
 use super::{Asked, At, Front, PAUSE};
-use crate::host::{Channel, Commit, Event, HostError, Next, Request, Route};
+use crate::host::{Bell, Channel, Commit, Event, HostError, Next, Request, Route, Source};
 use crate::lock::JobId;
 use crate::one::HostName;
 use crate::sdm::{Job, event};
@@ -60,7 +60,7 @@ impl Line<'_> {
         &mut self,
         (job, asked): (&'s str, &Asked),
         word: &'s mut (dyn FnMut() -> bool + std::marker::Send + 's),
-        source: Option<crate::host::Source<'s>>,
+        source: Option<&'s mut dyn Source>,
         on_event: &mut (dyn FnMut(Event) + std::marker::Send),
         cancel: &Cancel,
     ) -> Result<Value, HostError> {
@@ -84,7 +84,7 @@ pub(super) fn transfer<'a>(
         let ids = (from.side_job(front).to_string(), front.job.id.to_string());
         // A connection that is held up has to give a sign of life now and then.
         let hold = front.settings.ssh.silence / 8;
-        let done = both((front.job, hold), (from, &ids.0, &asked_from), (to, &ids.1, &asked_to));
+        let done = both((front.job, hold), (from, &ids.0, &asked_from), (to, &ids.1, &asked_to))?;
         let is_unknown = done.received.as_ref().is_err_and(HostError::may_have_run);
         if is_unknown && tries < TRIES && front.job.cancel().wait(PAUSE) {
             // The host knows it by its job id.
@@ -116,10 +116,10 @@ fn both(
     (job, hold): (&Job, Duration),
     (from, send_id, send): (&mut Line<'_>, &str, &Asked),
     (to, receive_id, receive): (&mut Line<'_>, &str, &Asked),
-) -> Done {
-    let (data, answers, stop) = (Queue::default(), Queue::default(), Cancel::default());
+) -> Result<Done> {
+    let (data, answers, stop) = (Queue::new()?, Queue::new()?, Cancel::default());
     let (tell, told) = channel();
-    std::thread::scope(|s| {
+    Ok(std::thread::scope(|s| {
         let sender = s.spawn(|| {
             let mut on_event = |e| match e {
                 Event::Data(block) => data.push(block, hold),
@@ -127,7 +127,7 @@ fn both(
                 Event::Progress(_) => {}
                 Event::Log { text, .. } => job.tell(event::What::Warning { text }),
             };
-            let mut source = || answers.next();
+            let mut source = &answers;
             let mut word = || true;
             let done = from.call((send_id, send), &mut word, Some(&mut source), &mut on_event, &stop);
             let _ = tell.send(done.is_ok());
@@ -141,7 +141,7 @@ fn both(
             Event::Log { text, .. } => job.tell(event::What::Warning { text }),
         };
         let mut word = move || hear(&told, job.cancel()) == Some(true);
-        let mut source = || data.next();
+        let mut source = &data;
         let ids = (receive_id, receive);
         let received = to.call(ids, &mut word, Some(&mut source), &mut on_event, job.cancel());
         drop(word);
@@ -153,7 +153,7 @@ fn both(
         data.close();
         let (sent, at) = sender.join().unwrap_or_else(|e| std::panic::resume_unwind(e));
         Done { sent, received, sender_first: at < ended }
-    })
+    }))
 }
 
 /// What the other thread has to say; `None` when it is gone, or we are to stop.
@@ -168,13 +168,20 @@ fn hear<T>(from: &Receiver<T>, cancel: &Cancel) -> Option<T> {
 }
 
 /// Blocks on their way through.
-#[derive(Default)]
 struct Queue {
     inner: Mutex<(VecDeque<Vec<u8>>, bool)>,
+    /// There is room.
     change: Condvar,
+    /// There is a block, or the end.
+    bell: Bell,
 }
 
 impl Queue {
+    fn new() -> Result<Queue> {
+        let bell = Bell::new().context("making a way between two threads")?;
+        Ok(Queue { inner: Mutex::default(), change: Condvar::new(), bell })
+    }
+
     fn lock(&self) -> MutexGuard<'_, (VecDeque<Vec<u8>>, bool)> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -188,10 +195,19 @@ impl Queue {
         }
         if !inner.1 {
             inner.0.push_back(block);
+            self.bell.ring();
         }
     }
 
-    fn next(&self) -> Next {
+    fn close(&self) {
+        self.lock().1 = true;
+        self.bell.ring();
+        self.change.notify_all();
+    }
+}
+
+impl Source for &Queue {
+    fn next(&mut self) -> Next {
         let mut inner = self.lock();
         match inner.0.pop_front() {
             Some(block) => {
@@ -199,13 +215,15 @@ impl Queue {
                 Next::Block(block)
             }
             None if inner.1 => Next::End,
-            None => Next::Later,
+            None => {
+                self.bell.hush();
+                Next::Later
+            }
         }
     }
 
-    fn close(&self) {
-        self.lock().1 = true;
-        self.change.notify_all();
+    fn bell(&self) -> Option<Bell> {
+        Some(self.bell.clone())
     }
 }
 
