@@ -1,13 +1,16 @@
 //! `context`: files for a VM in an ISO, made where the files are and sent to where the VM is. Contract 3.8.
 //! They may hold the VM's secrets: nothing of them is in a place that others read or guess, and nothing stays.
 
+use super::pair::reach;
 use super::{At, Driver, Front};
+use crate::config::Settings;
 use crate::data::{self, FetchOptions, Source, fetch};
 use crate::host::Next;
 use crate::one::{Context, ContextFile, ImagePath};
+use crate::sdm::Job;
 use crate::sys::fs::Dir;
 use crate::sys::tool::{Limits, Run};
-use crate::sys::{Class, Tool, hex};
+use crate::sys::{Class, Tool, Tools, hex};
 use crate::verb::stage::Stage;
 use crate::verb::tm::op::{Op, Put};
 use crate::verb::{fill, refuse};
@@ -28,15 +31,26 @@ pub(super) fn run(front: &Front<'_>, c: &Context) -> Result<()> {
     let op = |size, sha256| Op::Put(Put { disk: disk.clone(), size, sha256 });
     front.job.object(&disk);
     distinct(&c.files)?;
+    let local = front.driver != Driver::Shared;
+    let at = At { host: c.iso.host.as_ref(), dir: &c.iso.dir, local };
+    let maker =
+        Maker { settings: front.settings, state: front.state, tools: front.hosts.tools, job: front.job };
+    // The tool spends its time sleeping, a connection spends it waiting for the host.
+    let (made, line) = std::thread::scope(|s| {
+        let making = s.spawn(|| {
+            let iso = maker.make(&c.files)?;
+            measure(&iso).map(|(size, sha256)| (iso, size, sha256))
+        });
+        // Here, because what the system's ssh carries ends with the thread that began it.
+        let line = reach(front, at);
+        (making.join().unwrap_or_else(|e| std::panic::resume_unwind(e)), line)
+    });
     let doing = || format!("making the context ISO {disk}");
-    let iso = make(front, &c.files).with_context(doing)?;
-    let (size, sha256) = measure(&iso).with_context(doing)?;
+    let (iso, size, sha256) = made.with_context(doing)?;
     if size == 0 {
         return Err(refuse(Class::Internal, "the tool made no ISO").context(doing()));
     }
-    let local = front.driver != Driver::Shared;
-    let at = At { host: c.iso.host.as_ref(), dir: &c.iso.dir, local };
-    front.ask_with(&at, &op(size, sha256), Some(&iso)).map(drop)
+    front.ask_by(&at, &op(size, sha256), Some(&iso), Some(line?)).map(drop)
 }
 
 /// Each name once: what would be in the ISO under a name that two files have is anybody's guess.
@@ -52,59 +66,69 @@ fn distinct(files: &[ContextFile]) -> Result<()> {
     }
 }
 
-/// The ISO, which has no name any more.
-fn make(front: &Front<'_>, files: &[ContextFile]) -> Result<File> {
-    let stage = Stage::new(&front.state.join("context"))?;
-    // What the guest sees of it is its mode, too; who cannot enter the directory above sees nothing.
-    stage.dir().mkdir(OsStr::new("files"), 0o755, true)?;
-    let content = stage.dir().sub(Path::new("files"))?;
-    for file in files {
-        add(front, &content, file)?;
-    }
-    let iso = stage.dir().create(OsStr::new("iso"), 0o600, true)?;
-    let path = stage.dir().path().join("iso");
-    let mut args: Vec<&OsStr> =
-        ["-quiet", "-input-charset", "utf-8", "-V", "CONTEXT", "-J", "-R"].map(OsStr::new).into();
-    if files.iter().any(|f| f.name.encode_utf16().count() > JOLIET) {
-        args.push(OsStr::new("-joliet-long"));
-    }
-    args.extend([OsStr::new("-o"), path.as_os_str(), content.path().as_os_str()]);
-    front.job.phase("making the ISO");
-    let limits = Limits { memory: Some(4 << 30), cpu: None };
-    let writes = [path.as_path()];
-    let run = Run { limits, writes: &writes, ..Run::new(front.settings.tool_deadline, front.job.cancel()) };
-    front.hosts.tools.run(Tool::MkIso, &args, run)?;
-    // The tool may have written the name anew.
-    drop(iso);
-    let iso = stage.dir().open_file(Path::new("iso"), false)?;
-    Ok(iso)
+/// What the ISO is made with.
+struct Maker<'a> {
+    settings: &'a Settings,
+    state: &'a Path,
+    tools: &'a Tools,
+    job: &'a Job,
 }
 
-fn add(front: &Front<'_>, to: &Dir, file: &ContextFile) -> Result<()> {
-    let s = front.settings;
-    let (from, shown) = match &file.source {
-        ImagePath::Local(path) => (Source::File(open(path)?), path.display().to_string()),
-        ImagePath::Http(url) => (Source::Http(url.clone()), data::shown(url)),
-        ImagePath::Ssh(..) => {
-            return Err(refuse(Class::Unsupported, "context files come from here or by http"));
+impl Maker<'_> {
+    /// The ISO, which has no name any more.
+    fn make(&self, files: &[ContextFile]) -> Result<File> {
+        let stage = Stage::new(&self.state.join("context"))?;
+        // What the guest sees of it is its mode, too; who cannot enter the directory above sees nothing.
+        stage.dir().mkdir(OsStr::new("files"), 0o755, true)?;
+        let content = stage.dir().sub(Path::new("files"))?;
+        for file in files {
+            self.add(&content, file)?;
         }
-    };
-    let new = to.create(OsStr::new(&file.name), 0o644, true).map_err(|e| {
-        if e.kind() == ErrorKind::InvalidFilename {
-            return refuse(Class::Usage, format!("{:?} is too long a name for a file", file.name));
+        let iso = stage.dir().create(OsStr::new("iso"), 0o600, true)?;
+        let path = stage.dir().path().join("iso");
+        let mut args: Vec<&OsStr> =
+            ["-quiet", "-input-charset", "utf-8", "-V", "CONTEXT", "-J", "-R"].map(OsStr::new).into();
+        if files.iter().any(|f| f.name.encode_utf16().count() > JOLIET) {
+            args.push(OsStr::new("-joliet-long"));
         }
-        anyhow::Error::from(e).context(format!("making {:?}", file.name))
-    })?;
-    let opts = FetchOptions {
-        decompress: false,
-        limit: s.data.limit.map(|b| b.0),
-        max_size: fill::max_size(s).0,
-        http: fill::http(s),
-        ..FetchOptions::default()
-    };
-    fetch::fetch(&from, &new, &opts, &front.job.watch())
-        .with_context(|| format!("taking {shown} into the context as {:?}", file.name))?;
-    Ok(())
+        args.extend([OsStr::new("-o"), path.as_os_str(), content.path().as_os_str()]);
+        self.job.phase("making the ISO");
+        let limits = Limits { memory: Some(4 << 30), cpu: None };
+        let writes = [path.as_path()];
+        let run = Run { limits, writes: &writes, ..Run::new(self.settings.tool_deadline, self.job.cancel()) };
+        self.tools.run(Tool::MkIso, &args, run)?;
+        // The tool may have written the name anew.
+        drop(iso);
+        let iso = stage.dir().open_file(Path::new("iso"), false)?;
+        Ok(iso)
+    }
+
+    fn add(&self, to: &Dir, file: &ContextFile) -> Result<()> {
+        let s = self.settings;
+        let (from, shown) = match &file.source {
+            ImagePath::Local(path) => (Source::File(open(path)?), path.display().to_string()),
+            ImagePath::Http(url) => (Source::Http(url.clone()), data::shown(url)),
+            ImagePath::Ssh(..) => {
+                return Err(refuse(Class::Unsupported, "context files come from here or by http"));
+            }
+        };
+        let new = to.create(OsStr::new(&file.name), 0o644, true).map_err(|e| {
+            if e.kind() == ErrorKind::InvalidFilename {
+                return refuse(Class::Usage, format!("{:?} is too long a name for a file", file.name));
+            }
+            anyhow::Error::from(e).context(format!("making {:?}", file.name))
+        })?;
+        let opts = FetchOptions {
+            decompress: false,
+            limit: s.data.limit.map(|b| b.0),
+            max_size: fill::max_size(s).0,
+            http: fill::http(s),
+            ..FetchOptions::default()
+        };
+        fetch::fetch(&from, &new, &opts, &self.job.watch())
+            .with_context(|| format!("taking {shown} into the context as {:?}", file.name))?;
+        Ok(())
+    }
 }
 
 /// Links are followed: the core names the file. A pipe or a device is none.

@@ -117,17 +117,13 @@ impl Front<'_> {
         self.ask_by(at, op, None, None)
     }
 
-    /// The same with a file that goes along.
-    fn ask_with(&self, at: &At<'_>, op: &Op, data: Option<&File>) -> Result<String> {
-        self.ask_by(at, op, data, None)
-    }
-
     /// The same over a connection that is there already. It may have been given up meanwhile: then another.
     fn ask_over(&self, line: Line<'_>, op: &Op) -> Result<String> {
         let at = line.at;
         self.ask_by(&at, op, None, Some(line))
     }
 
+    /// The same with a file that goes along.
     fn ask_by(
         &self,
         at: &At<'_>,
