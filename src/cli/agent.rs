@@ -5,8 +5,8 @@ use super::render;
 use super::world::World;
 use crate::config::Env;
 use crate::host::{Commit, Handler, Limits, Link, Request};
-use crate::sys::Class;
 use crate::sys::detach::detach;
+use crate::sys::{Bytes, Class};
 use crate::verb::refuse;
 use crate::verb::tm::Server;
 use anyhow::{Context as _, Result};
@@ -72,7 +72,7 @@ pub fn probe(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     let (hosts, cancel) = (w.hosts(&handler), &w.jobs.cancel);
     let ms = |t: Instant| u64::try_from(t.elapsed().as_millis()).unwrap_or(u64::MAX);
     let begin = Instant::now();
-    let (route, mut channel) = hosts.open_by(host)?;
+    let (route, mut channel) = hosts.open_by(host, Bytes(0))?;
     let opened = ms(begin);
     let request = Request { job: "probe", body: Value::Null, commit: Commit::Now, source: None };
     channel.call(request, &mut |_| {}, cancel)?;

@@ -6,7 +6,7 @@ use crate::hosts::{Cloud, eventually};
 use onesdm::host::{
     Commit, Handler, HostError, Hosts, Link, Program, Request, Route, Settings, Stage, Transport as _,
 };
-use onesdm::sys::{Cancel, Class, Tools};
+use onesdm::sys::{Bytes, Cancel, Class, Tools};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -40,7 +40,7 @@ fn call_with<'a>(
 ) -> Result<(Route, Value), HostError> {
     let tools = Tools::new(BTreeMap::new()).unwrap();
     let hosts = Hosts { tools: &tools, settings, handler: &Here, cancel, forward_agent: false };
-    let (route, mut channel) = hosts.open_by(host)?;
+    let (route, mut channel) = hosts.open_by(host, Bytes(0))?;
     let request = Request { job, body, commit, source: None };
     channel.call(request, &mut |_| {}, cancel).map(|answer| (route, answer))
 }
@@ -96,7 +96,7 @@ fn requests_go_by_the_way_that_suits_the_site() {
         assert_eq!(ids[0].same(&ids[3]), Some(false));
         assert_eq!(ids[0].same(&ids[4]), Some(false));
         hosts.forward_agent = true;
-        assert!(is_system(&hosts.open_by("h1").unwrap().0));
+        assert!(is_system(&hosts.open_by("h1", Bytes(0)).unwrap().0));
     });
     // A shared connection that is up is used, and not made.
     cloud.write("fe", "/root/.ssh/config", "Host h1\n  ControlPath /tmp/ctl\n  ControlMaster auto\n");

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 const DS: &str = "/var/lib/one/datastores";
+const XML: &str = "ONESDM_XML_DIR=/var/lib/one/xml";
 const SOON: Duration = Duration::from_secs(30);
 
 /// A front-end with image 1 of datastore 1, and VM 7, whose disk 0 it is.
@@ -52,12 +53,18 @@ impl Site {
         self.cloud.on(host, command)
     }
 
-    fn verb(&self, verb: &str, args: &[&str]) -> Result<(), String> {
+    /// `remotes/tm/<driver>/<verb>` of the front-end.
+    fn link(&self, verb: &str) -> String {
         let link = format!("/var/lib/one/remotes/tm/{}/{verb}", self.driver);
         let program = bed::program();
         self.on("fe", &["mkdir", "-p", Path::new(&link).parent().unwrap().to_str().unwrap()]);
         self.on("fe", &["ln", "-sfn", program.to_str().unwrap(), &link]);
-        let call = ["exec", "fe", "env", "ONESDM_XML_DIR=/var/lib/one/xml", &link];
+        link
+    }
+
+    fn verb(&self, verb: &str, args: &[&str]) -> Result<(), String> {
+        let link = self.link(verb);
+        let call = ["exec", "fe", "env", XML, &link];
         let out = self.cloud.hosts(&[&call[..], args].concat());
         if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
     }
@@ -166,7 +173,17 @@ fn to_the_ssh_driver_a_qcow2_disk_is_a_file() {
 
 #[test]
 fn a_move_that_is_cut_leaves_the_source_whole() {
-    let site = Site::new("local", "raw", 64);
+    cut(48);
+}
+
+/// The system's ssh carries it.
+#[test]
+fn a_large_move_that_is_cut_leaves_the_source_whole() {
+    cut(64);
+}
+
+fn cut(mib: u32) {
+    let site = Site::new("local", "raw", mib);
     let (image, at) = (format!("fe:{DS}/1/img"), format!("{DS}/100/7/disk.0"));
     let vm = |host: &str| format!("{host}:{DS}/100/7");
     site.ok("clone", &[&image, &format!("h1:{at}"), "7", "1"]);
@@ -252,6 +269,32 @@ fn a_verb_connects_once_to_each_host_it_needs() {
     assert!(!site.names("h1", &format!("{DS}/100")).contains(&"7".to_owned()));
     assert_eq!(cost("mv", &[&format!("h2:{at}"), &format!("h1:{at}"), "7", "100"]), [0, 0]);
     assert_eq!(cost("mvds", &[&format!("h2:{at}"), &format!("fe:{DS}/1/img"), "7", "1"]), [0, 1]);
+}
+
+/// Where much may go the system's ssh carries it, whose ciphers are quicker: one process more, and neither a
+/// connection nor one for each that asks `ssh -G`.
+#[test]
+fn a_verb_starts_three_programs_for_a_host_at_most() {
+    for (mib, wanted) in [(63, vec!["clone", "ssh"]), (64, vec!["clone", "ssh", "ssh"])] {
+        let site = Site::new("local", "raw", mib);
+        // It is what an image holds that counts.
+        site.on("fe", &["fallocate", "-l", &format!("{mib}M"), &format!("{DS}/1/img")]);
+        let at = format!("{DS}/100/7/disk.0");
+        let (trace, image, disk) = ("/var/lib/one/trace", format!("fe:{DS}/1/img"), format!("h1:{at}"));
+        // Where the host's agent is has to be found once.
+        site.ok("delete", &[&format!("h1:{DS}/100/7"), "7", "100"]);
+        let before = site.cloud.logins("h1");
+        let link = site.link("clone");
+        let words = ["strace", "-f", "-qq", "-e", "trace=execve", "-o", trace];
+        let call = [&words[..], &["env", XML, &link, &image, &disk, "7", "1"]].concat();
+        site.on("fe", &call);
+        assert_eq!(site.cloud.logins("h1") - before, 1);
+        assert_eq!(site.says("h1", &at), site.says("fe", &format!("{DS}/1/img")));
+        let text = site.cloud.read("fe", trace);
+        let started = text.lines().filter(|l| l.contains("execve(") && !l.contains(" = -1 "));
+        let started = started.filter_map(|l| l.split('"').nth(1)?.rsplit('/').next());
+        assert_eq!(started.skip(1).collect::<Vec<_>>(), wanted, "{mib} MiB");
+    }
 }
 
 /// What the VM wrote is in the image: the front-end sees that, where it sees the datastores.

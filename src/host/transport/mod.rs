@@ -1,6 +1,6 @@
 //! Ways to a host, and the choice among them: this process for this machine; libssh2 in process, which
-//! costs no child; the system's ssh where the site's settings need what libssh2 lacks. All speak the
-//! same protocol to the same agent.
+//! costs no child; the system's ssh where the site's settings need what libssh2 lacks, and where much may
+//! go, since its ciphers are quicker. All speak the same protocol to the same agent.
 
 mod bell;
 mod client;
@@ -14,9 +14,8 @@ use super::error::HostError;
 use super::install::{self, Program};
 use super::link::Handler;
 use super::wire::{Hello, Progress};
-use crate::sys::Cancel;
-use crate::sys::Tools;
 use crate::sys::user;
+use crate::sys::{Bytes, Cancel, Tools};
 use serde_json::Value;
 use std::net::{IpAddr, ToSocketAddrs as _, UdpSocket};
 use std::path::PathBuf;
@@ -136,6 +135,10 @@ impl Default for Settings {
     }
 }
 
+/// From here on the system's ssh, whose ciphers are OpenSSL's, saves more than another process costs: libssh2
+/// has a ChaCha20 of its own in C, and calls OpenSSL for 16 bytes at a time.
+const MUCH: Bytes = Bytes(64 << 20);
+
 /// How a host is reached, and why so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
@@ -168,14 +171,14 @@ pub struct Hosts<'a> {
 
 impl Transport for Hosts<'_> {
     fn open(&self, host: &str) -> Result<Box<dyn Channel + '_>, HostError> {
-        self.open_by(host).map(|(_, channel)| channel)
+        self.open_by(host, Bytes(0)).map(|(_, channel)| channel)
     }
 }
 
 impl Hosts<'_> {
-    /// As `open`, and says by which way.
-    pub fn open_by(&self, host: &str) -> Result<(Route, Box<dyn Channel + '_>), HostError> {
-        let (mut route, site) = self.choose(host)?;
+    /// As `open` for so much data, and says by which way.
+    pub fn open_by(&self, host: &str, data: Bytes) -> Result<(Route, Box<dyn Channel + '_>), HostError> {
+        let (mut route, site) = self.choose(host, data)?;
         tracing::debug!(host, %route, "route chosen");
         let Some(site) = site else { return Ok((route, Box::new(Local::new(self.handler)))) };
         if route == Route::Ssh2 {
@@ -194,7 +197,7 @@ impl Hosts<'_> {
         Ok((route, Box::new(client)))
     }
 
-    fn choose(&self, host: &str) -> Result<(Route, Option<Effective>), HostError> {
+    fn choose(&self, host: &str, data: Bytes) -> Result<(Route, Option<Effective>), HostError> {
         if let Some(why) = is_us_by_name(host) {
             return Ok((Route::Local { why }, None));
         }
@@ -204,6 +207,7 @@ impl Hosts<'_> {
             return Ok((Route::Local { why: "the address is this machine's" }, None));
         }
         let route = match site.need(self.forward_agent) {
+            Need::Nothing if data >= MUCH => Route::System { why: format!("{data} may go") },
             Need::Nothing => Route::Ssh2,
             Need::System(why) => Route::System { why },
         };

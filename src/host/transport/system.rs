@@ -27,6 +27,9 @@ pub fn connect<'a>(site: &Effective, tools: &'a Tools, settings: &Settings, forw
     if site.connect_timeout.is_none() {
         set(format!("ConnectTimeout={}", settings.connect.as_secs().max(1)));
     }
+    if has_aes() && !site.ciphers.is_empty() {
+        set(format!("Ciphers={}", quickest_first(&site.ciphers)));
+    }
     if site.unknown == Unknown::Record {
         // `no` would let changed keys pass, too.
         set("StrictHostKeyChecking=accept-new".to_owned());
@@ -40,6 +43,22 @@ pub fn connect<'a>(site: &Effective, tools: &'a Tools, settings: &Settings, forw
         set("ForwardAgent=no".to_owned());
     }
     System { host: site.host.clone(), tools, options, auth_sock: site.auth_sock.clone() }
+}
+
+/// Those that the site allows; the one that a processor with instructions for AES is quickest at comes first.
+fn quickest_first(allowed: &str) -> String {
+    let (mut first, rest): (Vec<_>, Vec<_>) = allowed.split(',').partition(|c| c.contains("-gcm@"));
+    first.extend(rest);
+    first.join(",")
+}
+
+fn has_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    false
 }
 
 /// No question, no terminal, nothing but the one channel.
@@ -101,5 +120,18 @@ impl Pipe for Stream {
     fn end(&mut self, patience: Duration) -> Ended {
         let (status, said) = self.0.end(patience);
         Ended { status, said }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cipher_is_preferred_only_among_those_that_the_site_allows() {
+        let usual = "chacha20-poly1305@openssh.com,aes128-ctr,aes256-gcm@openssh.com,aes128-gcm@openssh.com";
+        let quick = "aes256-gcm@openssh.com,aes128-gcm@openssh.com,chacha20-poly1305@openssh.com,aes128-ctr";
+        assert_eq!(quickest_first(usual), quick);
+        assert_eq!(quickest_first("aes128-ctr,3des-cbc"), "aes128-ctr,3des-cbc");
     }
 }

@@ -9,7 +9,7 @@ use super::shared::text;
 use super::{At, Front};
 use crate::host::HostError;
 use crate::one::{self, DsDump, DsRequest, HostName, HostPath, ImagePath, VmDir};
-use crate::sys::Class;
+use crate::sys::{Bytes, Class};
 use crate::verb::datastore::offered;
 use crate::verb::{one_line, refuse};
 use anyhow::{Context as _, Result};
@@ -158,8 +158,10 @@ impl Bridge<'_> {
     }
 
     fn between(&self, (from, dir): (&[Host], &VmDir), what: What, to: &[Host], path: &str) -> Result<String> {
-        let mut from = self.first(from, |h| reach(self.front, At { host: h.as_ref(), dir, local: false }))?;
-        let mut to = self.first(to, |h| reach(self.front, self.at(h)))?;
+        let data = self.req.image.as_ref().and_then(|i| i.size).unwrap_or(Bytes(0));
+        let mut from =
+            self.first(from, |h| reach(self.front, At { host: h.as_ref(), dir, local: false }, data))?;
+        let mut to = self.first(to, |h| reach(self.front, self.at(h), data))?;
         if from.is_machine(&to) == Some(true) {
             // It has both.
             let host = to.host();

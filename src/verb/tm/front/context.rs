@@ -10,7 +10,7 @@ use crate::one::{Context, ContextFile, ImagePath};
 use crate::sdm::Job;
 use crate::sys::fs::Dir;
 use crate::sys::tool::{Limits, Run};
-use crate::sys::{Class, Tool, Tools, hex};
+use crate::sys::{Bytes, Class, Tool, Tools, hex};
 use crate::verb::stage::Stage;
 use crate::verb::tm::op::{Op, Put};
 use crate::verb::{fill, refuse};
@@ -42,7 +42,7 @@ pub(super) fn run(front: &Front<'_>, c: &Context) -> Result<()> {
             measure(&iso).map(|(size, sha256)| (iso, size, sha256))
         });
         // Here, because what the system's ssh carries ends with the thread that began it.
-        let line = reach(front, at);
+        let line = reach(front, at, Bytes(0));
         (making.join().unwrap_or_else(|e| std::panic::resume_unwind(e)), line)
     });
     let doing = || format!("making the context ISO {disk}");

@@ -5,10 +5,11 @@ use super::super::op::{self, Delete, DiskFormat, Into, Marker, Op, What};
 use super::pair::{Line, is_shared, reach, transfer};
 use super::shared::{self, Of, text};
 use super::{At, Front, migrate};
-use crate::one::{Cpds, FromImage, HostPath, Leaf, Migrate, Mv, Mvds, TmCall, VmDir, VmPath, lcm};
+use crate::one::{Cpds, Disk, FromImage, HostPath, Leaf, Migrate, Mv, Mvds, TmCall, Vm, VmDir, VmPath, lcm};
 use crate::sys::{Bytes, Class};
 use crate::verb::refuse;
 use anyhow::Result;
+use std::os::unix::fs::MetadataExt as _;
 
 /// The marker's text of a system datastore that is its host's own.
 const MARKER: &str = "ssh";
@@ -43,6 +44,12 @@ fn receive(into: Into) -> Op {
     Op::Receive(op::Receive { into })
 }
 
+/// What there may be of disks to be sent: their holes are not known here.
+fn weight<'a>(disks: impl IntoIterator<Item = &'a Disk>) -> Bytes {
+    let each = disks.into_iter().filter_map(|d| d.size.max(d.original_size));
+    Bytes(each.fold(0, |all, disk| all.saturating_add(disk.0)))
+}
+
 /// The datastore of an image; it is no VM's.
 pub(super) fn of_image(image: &HostPath) -> Result<VmDir> {
     let wrong = || refuse(Class::Usage, format!("{} is no image of a datastore", image.path.display()));
@@ -51,8 +58,8 @@ pub(super) fn of_image(image: &HostPath) -> Result<VmDir> {
 }
 
 impl Own<'_> {
-    fn transfer(&self, from: At<'_>, what: What, to: At<'_>, into: Into) -> Result<()> {
-        let (mut from, mut to) = (reach(self.front, from)?, reach(self.front, to)?);
+    fn transfer(&self, (from, what): (At<'_>, What), (to, into): (At<'_>, Into), data: Bytes) -> Result<()> {
+        let (mut from, mut to) = (reach(self.front, from, data)?, reach(self.front, to, data)?);
         transfer(self.front, (&mut from, what), (&mut to, receive(into))).map(drop)
     }
 
@@ -74,15 +81,18 @@ impl Own<'_> {
             (_, plain) => (format, plain),
         };
         let store = of_image(&c.image)?;
+        // Images are here, as a rule.
+        let data = std::fs::metadata(&c.image.path).map_or(0, |m| m.blocks().saturating_mul(512));
         let from = At { host: c.image.host.as_ref(), dir: &store, local: false };
         let what = What::Image { path: text(&c.image.path), format, snapshots: persistent };
-        self.transfer(from, what, on_host(&c.to), into)
+        self.transfer((from, what), (on_host(&c.to), into), Bytes(data))
     }
 
     fn mvds(&self, c: &Mvds) -> Result<()> {
-        let disk = self.of.disk(&*self.of.vm(c.object)?, &c.disk)?;
+        let vm = self.of.vm(c.object)?;
+        let disk = self.of.disk(&vm, &c.disk)?;
         let into = Into::Image { path: text(&c.image.path), format: disk.format };
-        self.to_image(&c.disk, What::Disk { disk }, &c.image, into)
+        self.to_image((&vm, &c.disk, What::Disk { disk }), &c.image, into)
     }
 
     fn cpds(&self, c: &Cpds) -> Result<()> {
@@ -91,13 +101,15 @@ impl Own<'_> {
         let disk = self.of.disk(&vm, &c.disk)?;
         let into = Into::Image { path: text(&c.image.path), format: disk.format };
         let what = What::Content { disk, snapshot: c.snapshot.map(i64::from), live };
-        self.to_image(&c.disk, what, &c.image, into)
+        self.to_image((&vm, &c.disk, what), &c.image, into)
     }
 
-    fn to_image(&self, disk: &VmPath, what: What, image: &HostPath, into: Into) -> Result<()> {
+    fn to_image(&self, (vm, disk, what): (&Vm, &VmPath, What), image: &HostPath, into: Into) -> Result<()> {
+        let id = disk.disk_id();
+        let data = weight(vm.disks.iter().filter(|d| Some(d.id) == id));
         let store = of_image(image)?;
         let to = At { host: image.host.as_ref(), dir: &store, local: false };
-        self.transfer(on_host(disk), what, to, into)
+        self.transfer((on_host(disk), what), (to, into), data)
     }
 
     /// A disk goes with its directory.
@@ -106,12 +118,14 @@ impl Own<'_> {
             return Ok(());
         }
         let lost = [lcm::PROLOG_MIGRATE_UNKNOWN, lcm::PROLOG_MIGRATE_UNKNOWN_FAILURE];
-        if self.of.vm(c.object)?.in_lcm(&lost) {
+        let vm = self.of.vm(c.object)?;
+        if vm.in_lcm(&lost) {
             // The source host is dead; there is nothing to be had from it.
             return Ok(());
         }
         let (from, to) = (text(&c.from.path()), text(&c.to.path()));
-        let (mut a, mut b) = (reach(self.front, on_host(&c.from))?, reach(self.front, on_host(&c.to))?);
+        let reach = |at| reach(self.front, on_host(at), weight(&vm.disks));
+        let (mut a, mut b) = (reach(&c.from)?, reach(&c.to)?);
         match a.is_machine(&b) {
             Some(true) => {
                 drop(a);

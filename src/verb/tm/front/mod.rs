@@ -20,7 +20,7 @@ use crate::host::{Channel, Commit, Event, HostError, Hosts, Request as Call, Sou
 use crate::one::{Cloud, DatastoreDoc, HostName, Migrate, TmCall, VmDir};
 use crate::sdm::event::What;
 use crate::sdm::{Job, known};
-use crate::sys::Class;
+use crate::sys::{Bytes, Class};
 use crate::verb::{refuse, share};
 use anyhow::{Context as _, Result};
 use pair::{Line, reach};
@@ -140,7 +140,7 @@ impl Front<'_> {
                 break;
             }
             let was_open = line.is_some();
-            let reached = line.take().map_or_else(|| reach(self, *at), Ok);
+            let reached = line.take().map_or_else(|| reach(self, *at, Bytes(0)), Ok);
             let done = reached.and_then(|mut line| self.ask_once(&mut line, op, data));
             let e = match done {
                 Ok(text) => return Ok(text),

@@ -8,7 +8,7 @@ use crate::host::{Bell, Channel, Commit, Event, HostError, Next, Request, Route,
 use crate::lock::JobId;
 use crate::one::HostName;
 use crate::sdm::{Job, event};
-use crate::sys::{Cancel, Class};
+use crate::sys::{Bytes, Cancel, Class};
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -28,13 +28,15 @@ pub(super) struct Line<'a> {
     pub(super) at: At<'a>,
     host: &'a str,
     is_here: bool,
+    data: Bytes,
     pub(super) channel: Box<dyn Channel + 'a>,
 }
 
-pub(super) fn reach<'a>(front: &'a Front<'_>, at: At<'a>) -> Result<Line<'a>> {
+/// `data`: what is likely to go, as far as that is known.
+pub(super) fn reach<'a>(front: &'a Front<'_>, at: At<'a>, data: Bytes) -> Result<Line<'a>> {
     let host = at.host.map_or("", HostName::as_str);
-    let (route, channel) = front.hosts.open_by(host)?;
-    Ok(Line { at, host, is_here: matches!(route, Route::Local { .. }), channel })
+    let (route, channel) = front.hosts.open_by(host, data)?;
+    Ok(Line { at, host, is_here: matches!(route, Route::Local { .. }), data, channel })
 }
 
 impl Line<'_> {
@@ -88,8 +90,8 @@ pub(super) fn transfer<'a>(
         let is_unknown = done.received.as_ref().is_err_and(HostError::may_have_run);
         if is_unknown && tries < TRIES && front.job.cancel().wait(PAUSE) {
             // The host knows it by its job id.
-            *to = reach(front, to.at)?;
-            *from = reach(front, from.at)?;
+            *to = reach(front, to.at, to.data)?;
+            *from = reach(front, from.at, from.data)?;
             continue;
         }
         let received = front.answered(&asked_to, done.received);
