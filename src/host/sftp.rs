@@ -75,7 +75,7 @@ type Handle = Vec<u8>;
 impl<'a> Sftp<'a> {
     pub fn start(pipe: Box<dyn Pipe>, silence: Duration, cancel: &'a Cancel) -> Result<Sftp<'a>, SftpError> {
         let mut s = Sftp { line: Duplex::new(pipe), next: 0, silence, cancel };
-        s.line.post(&packet(INIT, &[&3u32.to_be_bytes()]));
+        s.line.post(packet(INIT, &[&3u32.to_be_bytes()]));
         match s.packet()? {
             (VERSION, _) => Ok(s),
             _ => Err(SftpError::Malformed),
@@ -181,7 +181,7 @@ impl<'a> Sftp<'a> {
         self.next = self.next.wrapping_add(1);
         let id = self.next.to_be_bytes();
         let all: Vec<&[u8]> = std::iter::once(&id[..]).chain(parts.iter().copied()).collect();
-        self.line.post(&packet(kind, &all));
+        self.line.post(packet(kind, &all));
     }
 
     fn ask(&mut self, kind: u8, parts: &[&[u8]]) -> Result<(u8, Vec<u8>), SftpError> {

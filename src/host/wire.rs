@@ -190,17 +190,23 @@ impl Frame {
             Frame::Binary(b) => framed(b'B', "binary", BINARY_MAX, b),
         }
     }
+
+    /// What goes before a block as it is, for who sends it without copying it once more.
+    pub fn head_of(block: &[u8]) -> Result<[u8; HEAD], WireError> {
+        head(b'B', "binary", BINARY_MAX, block)
+    }
 }
 
 fn framed(kind: u8, name: &'static str, max: usize, payload: &[u8]) -> Result<Vec<u8>, WireError> {
+    Ok([&head(kind, name, max, payload)?, payload].concat())
+}
+
+fn head(kind: u8, name: &'static str, max: usize, payload: &[u8]) -> Result<[u8; HEAD], WireError> {
     let len = payload.len();
     let too_long = || WireError::TooLong { kind: name, len, max };
     let size = u32::try_from(len).ok().filter(|_| len <= max).ok_or_else(too_long)?;
-    let mut out = Vec::with_capacity(HEAD + len);
-    out.extend_from_slice(&size.to_be_bytes());
-    out.push(kind);
-    out.extend_from_slice(payload);
-    Ok(out)
+    let [a, b, c, d] = size.to_be_bytes();
+    Ok([a, b, c, d, kind])
 }
 
 /// Cuts a stream into frames. After an error it stays broken.

@@ -280,7 +280,7 @@ pub fn digests(file: &File, watch: &Watch) -> Result<Chunks, DataError> {
         let n = extent.start / CHUNK as u64;
         let got = calls::read_full(file, &mut content, n * CHUNK as u64).map_err(DataError::io("reading"))?;
         let map = Map::of(&content[..got]);
-        let grains: Vec<u8> = map.runs(got).into_iter().flat_map(|r| &content[r]).copied().collect();
+        let grains = map.runs(got).into_iter().map(|r| &content[r]).collect::<Vec<_>>().concat();
         if !grains.is_empty() {
             out.insert(n, map.digest(&grains));
         }

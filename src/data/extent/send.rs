@@ -160,7 +160,7 @@ impl<'a> Sender<'a> {
             [] => return Ok(()),
             [all] if all.len() == content.len() => content,
             runs => {
-                packed = runs.iter().flat_map(|r| &content[r.clone()]).copied().collect::<Vec<u8>>();
+                packed = runs.iter().map(|r| &content[r.clone()]).collect::<Vec<_>>().concat();
                 &packed
             }
         };

@@ -109,7 +109,7 @@ impl Client {
 
     fn post(&mut self, c: &Control, stage: Stage) -> Result<(), HostError> {
         let bytes = Frame::Control(c.clone()).encode().map_err(|e| self.wire(e, stage))?;
-        self.line.post(&bytes);
+        self.line.post(bytes);
         Ok(())
     }
 
@@ -218,8 +218,9 @@ impl Channel for Client {
                     Next::Later => None,
                 };
                 if let Some(block) = block {
-                    let bytes = Frame::Binary(block).encode().map_err(|e| self.wire(e, call.stage))?;
-                    self.line.post(&bytes);
+                    let head = Frame::head_of(&block).map_err(|e| self.wire(e, call.stage))?;
+                    self.line.post(head.to_vec());
+                    self.line.post(block);
                     wait = Duration::ZERO;
                 } else {
                     listen = bell.as_ref().map(AsFd::as_fd);

@@ -1,6 +1,7 @@
 //! Bytes to and from a program on a host, on one thread and without ever blocking in one direction.
 
 use crate::host::error::HostError;
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
@@ -36,8 +37,10 @@ pub trait Connection {
 /// A pipe with what is on its way out and what came in.
 pub struct Duplex {
     pipe: Box<dyn Pipe>,
-    outgoing: Vec<u8>,
+    outgoing: VecDeque<Vec<u8>>,
+    /// Of the first of them.
     written: usize,
+    pending: usize,
     /// What came and was not taken yet.
     pub inbox: Vec<u8>,
     /// Nothing more will come.
@@ -48,16 +51,25 @@ pub struct Duplex {
 impl Duplex {
     pub fn new(pipe: Box<dyn Pipe>) -> Duplex {
         let buf = vec![0; 1 << 16];
-        Duplex { pipe, outgoing: Vec::new(), written: 0, inbox: Vec::new(), ended: false, buf }
+        Duplex {
+            pipe,
+            outgoing: VecDeque::new(),
+            written: 0,
+            pending: 0,
+            inbox: Vec::new(),
+            ended: false,
+            buf,
+        }
     }
 
-    pub fn post(&mut self, bytes: &[u8]) {
-        self.outgoing.extend_from_slice(bytes);
+    pub fn post(&mut self, bytes: Vec<u8>) {
+        self.pending += bytes.len();
+        self.outgoing.push_back(bytes);
     }
 
     /// Bytes that wait to be written.
     pub fn pending(&self) -> usize {
-        self.outgoing.len() - self.written
+        self.pending
     }
 
     /// Writes what can be written and reads what is there; when that is nothing, waits, at most `d` and until
@@ -76,16 +88,20 @@ impl Duplex {
     fn step(&mut self) -> bool {
         let mut came = false;
         // Failing to write is no end yet: what the other side said before is still to be read.
-        while self.pending() > 0 {
-            match self.pipe.write(&self.outgoing[self.written..]) {
-                Ok(n) if n > 0 => self.written += n,
+        while let Some(first) = self.outgoing.front() {
+            if self.written == first.len() {
+                self.outgoing.pop_front();
+                self.written = 0;
+                continue;
+            }
+            match self.pipe.write(&first[self.written..]) {
+                Ok(n) if n > 0 => {
+                    self.written += n;
+                    self.pending -= n;
+                }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 _ => break,
             }
-        }
-        if self.pending() == 0 {
-            self.outgoing.clear();
-            self.written = 0;
         }
         // A bounded amount, so that who sends without end is looked at.
         for _ in 0..16 {
