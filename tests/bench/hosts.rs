@@ -2,16 +2,22 @@
 //! same round; and what goes from host to host beside `tar | ssh`. Needs root.
 
 use crate::Options;
+use crate::oned_server::OnedServer;
 use crate::place::Place;
 use crate::report::Row;
 use crate::run::{self, least, median};
 use crate::store::{PROGRAM, raw};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use std::io::{BufRead as _, BufReader};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 const RUNS: u32 = 15;
 const DS: &str = "/var/lib/one/datastores";
+/// Beside the place where an operator's own scripts may be.
+const OURS: &str = "/srv/remotes";
 /// Milliseconds beyond an empty request; and beyond a program that does nothing, of a verb that has nothing to do.
 const ABOVE: f64 = 15.0;
 const NOTHING: f64 = 3.0;
@@ -23,34 +29,72 @@ struct Bed {
     dir: PathBuf,
     child: Child,
     program: &'static str,
+    /// On the front-end; it ends with this process.
+    oned: &'static OnedServer,
+    /// For every command of the front-end.
+    env: Vec<(&'static str, String)>,
+}
+
+/// An operator's own scripts: `remotes` of an installation, which may be in a directory of its own.
+struct Stock {
+    remotes: String,
+    env: Vec<(&'static str, String)>,
+}
+
+impl Stock {
+    fn of(remotes: &Path) -> Stock {
+        let remotes = remotes.canonicalize().unwrap();
+        let env = Stock::location(&remotes).map_or_else(Vec::new, |home| {
+            let home = home.display();
+            vec![
+                ("ONE_LOCATION", home.to_string()),
+                ("RUBYLIB", format!("{home}/lib/ruby")),
+                ("PATH", format!("{home}/bin:/usr/sbin:/usr/bin:/sbin:/bin")),
+            ]
+        });
+        Stock { remotes: remotes.display().to_string(), env }
+    }
+
+    /// ONE_LOCATION, where `<it>/var/remotes` was given.
+    fn location(remotes: &Path) -> Option<&Path> {
+        let home = remotes.parent()?.parent()?;
+        (remotes.ends_with("var/remotes") && home.join("lib/sh").is_dir()).then_some(home)
+    }
 }
 
 impl Bed {
-    fn up(dir: &Path) -> Bed {
+    fn up(dir: &Path, stock: Option<&Stock>) -> Bed {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bed/hosts");
         let mut up = Command::new(&script);
         up.args(["up", "-f", "-s"]).arg(Path::new(PROGRAM).parent().unwrap());
+        if let Some(home) = stock.and_then(|s| Stock::location(Path::new(&s.remotes))) {
+            up.arg("-s").arg(home);
+        }
         up.args(["-s", &format!("{DS}/1"), "-s", &format!("{DS}/100"), "h1", "h2"]).env("ONESDM_BED", dir);
         let mut child = up.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut said = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
         assert_eq!(said, "up\n", "the bed of hosts needs root and the packages of packaging/need test");
-        let bed = Bed { dir: dir.to_owned(), child, program: PROGRAM };
+        let pid: i32 = std::fs::read_to_string(dir.join("fe.pid")).unwrap().trim().parse().unwrap();
+        let oned = oned_on(Pid::from_raw(pid).unwrap());
+        let env = oned.env(dir).into();
+        let bed = Bed { dir: dir.to_owned(), child, program: PROGRAM, oned, env };
         for host in ["h1", "h2"] {
             bed.on(host, &["ln", "-s", bed.program, "/usr/local/bin/onesdm"]);
         }
         for driver in ["shared", "local"] {
-            let links = format!("/var/lib/one/remotes/tm/{driver}");
+            let links = format!("{OURS}/tm/{driver}");
             bed.on("fe", &["mkdir", "-p", &links]);
             for verb in ["clone", "ln", "cpds", "context", "snap_create", "delete", "mv", "mvds"] {
                 bed.on("fe", &["ln", "-s", bed.program, &format!("{links}/{verb}")]);
             }
         }
-        std::fs::create_dir(dir.join("xml")).unwrap();
-        for (ds, tm) in [(1, "shared"), (100, "shared"), (101, "local")] {
-            let doc = format!("<ID>{ds}</ID><NAME>d</NAME><TM_MAD>{tm}</TM_MAD><TEMPLATE></TEMPLATE>");
-            let doc = format!("<DATASTORE>{doc}</DATASTORE>");
-            std::fs::write(dir.join(format!("xml/datastore-{ds}.xml")), doc).unwrap();
+        for (ds, kind, tm) in [(1, 0, "shared"), (100, 1, "shared"), (101, 1, "local")] {
+            let doc = format!(
+                "<DATASTORE><ID>{ds}</ID><NAME>d</NAME><DS_MAD>fs</DS_MAD><TM_MAD>{tm}</TM_MAD><BASE_PATH>{DS}/{ds}\
+                 </BASE_PATH><TYPE>{kind}</TYPE><TEMPLATE><TM_MAD>{tm}</TM_MAD></TEMPLATE></DATASTORE>"
+            );
+            bed.oned.put_datastore(ds, &doc);
         }
         bed
     }
@@ -61,7 +105,7 @@ impl Bed {
         let mut c = Command::new("nsenter");
         c.args(["-t", pid.trim(), "-m", "-u", "-i", "-n", "-p", "--wd=/", "--"]).args(words).env_clear();
         c.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/root");
-        c.env("ONESDM_XML_DIR", self.dir.join("xml"));
+        c.envs(self.env.iter().map(|(k, v)| (k, v)));
         c
     }
 
@@ -93,14 +137,38 @@ impl Bed {
     }
 
     /// The document of a VM with image 1 as its disk.
-    fn vm(&self, id: u32, driver: &str, size: u64) {
+    fn vm(&self, id: u32, driver: &str, image: &str, size: u64) {
+        let source = format!("<SIZE>{size}</SIZE><FORMAT>raw</FORMAT><SOURCE>{DS}/1/{image}</SOURCE>");
         let disk = format!(
-            "<DISK_ID>0</DISK_ID><FORMAT>raw</FORMAT><SIZE>{size}</SIZE><ORIGINAL_SIZE>{size}</ORIGINAL_SIZE>\
-             <SOURCE>{DS}/1/img</SOURCE><CLONE>YES</CLONE><TM_MAD>{driver}</TM_MAD><DATASTORE_ID>1</DATASTORE_ID>"
+            "<DISK_ID>0</DISK_ID><IMAGE_ID>1</IMAGE_ID>{source}<ORIGINAL_SIZE>{size}</ORIGINAL_SIZE>\
+             <TYPE>FILE</TYPE><TARGET>vda</TARGET><CLONE>YES</CLONE><TM_MAD>{driver}</TM_MAD>\
+             <DATASTORE_ID>1</DATASTORE_ID>"
         );
-        let doc = format!("<VM><ID>{id}</ID><TEMPLATE><DISK>{disk}</DISK></TEMPLATE></VM>");
-        std::fs::write(self.dir.join(format!("xml/vm-{id}.xml")), doc).unwrap();
+        let stay = format!(
+            "<OID>{id}</OID><SEQ>0</SEQ><HOSTNAME>h1</HOSTNAME><HID>1</HID><DS_ID>100</DS_ID>\
+             <VM_MAD>kvm</VM_MAD><TM_MAD>{driver}</TM_MAD>"
+        );
+        let doc = format!(
+            "<VM><ID>{id}</ID><TEMPLATE><DISK>{disk}</DISK></TEMPLATE><HISTORY_RECORDS><HISTORY>{stay}</HISTORY>\
+             </HISTORY_RECORDS></VM>"
+        );
+        self.oned.put_vm(id.into(), &doc);
+        let doc = format!(
+            "<IMAGE><ID>1</ID><NAME>i</NAME><PERSISTENT>0</PERSISTENT><DATASTORE_ID>1</DATASTORE_ID>\
+             <DATASTORE>d</DATASTORE><MODTIME>0</MODTIME>{source}</IMAGE>"
+        );
+        self.oned.put("one.image.info", 1, &doc);
     }
+}
+
+/// A small oned that is reached from the front-end alone.
+fn oned_on(front_end: Pid) -> &'static OnedServer {
+    let start = move || {
+        let fd = pidfd_open(front_end, PidfdFlags::empty()).unwrap();
+        move_into_thread_name_spaces(fd.as_fd(), ThreadNameSpaceType::NETWORK).unwrap();
+        OnedServer::start()
+    };
+    Box::leak(Box::new(std::thread::spawn(start).join().unwrap()))
 }
 
 impl Drop for Bed {
@@ -168,21 +236,21 @@ impl Case {
 
     /// Makes what the call needs.
     fn prepare(&self, bed: &Bed, id: u32) {
-        bed.vm(id, self.driver, 1);
+        let own = format!("own-{id}");
         if self.verb == "ln" || self.before.contains(&"ln") {
-            bed.on("fe", &["cp", &format!("{DS}/1/img"), &format!("{DS}/1/own-{id}")]);
-            let doc = bed.dir.join(format!("xml/vm-{id}.xml"));
-            let text = std::fs::read_to_string(&doc).unwrap();
-            std::fs::write(doc, text.replace("/1/img", &format!("/1/own-{id}"))).unwrap();
+            bed.on("fe", &["cp", &format!("{DS}/1/img"), &format!("{DS}/1/{own}")]);
+            bed.vm(id, self.driver, &own, 1);
+        } else {
+            bed.vm(id, self.driver, "img", 1);
         }
         for verb in self.before {
-            bed.time(&strs(&self.words("/var/lib/one/remotes", verb, id)));
+            bed.time(&strs(&self.words(OURS, verb, id)));
         }
     }
 
     fn clear(&self, bed: &Bed, id: u32) {
         for host in ["h1", "h2"] {
-            let mut delete = self.words("/var/lib/one/remotes", "delete", id);
+            let mut delete = self.words(OURS, "delete", id);
             delete[1] = delete[1].replace("h1:", &format!("{host}:"));
             bed.time(&strs(&delete));
         }
@@ -195,30 +263,31 @@ fn strs(words: &[String]) -> Vec<&str> {
 }
 
 pub fn bench(place: &Place, options: &Options) -> Vec<Row> {
-    let bed = Bed::up(&place.dir.join("bed"));
+    let stock = options.stock.as_deref().map(Stock::of);
+    let bed = Bed::up(&place.dir.join("bed"), stock.as_ref());
     let small = bed.dir.join("img");
     raw(&small, 1 << 20, 1 << 20, 1);
     bed.on("fe", &["cp", &small.display().to_string(), &format!("{DS}/1/img")]);
     bed.on("fe", &["mkdir", "-p", "/var/lib/one/vms"]);
     bed.on("fe", &["cp", "/etc/hostname", "/var/lib/one/vms/context.sh"]);
-    let mut rows: Vec<Row> = cases().iter().map(|c| one(&bed, c, place, options)).collect();
+    let mut rows: Vec<Row> = cases().iter().map(|c| one(&bed, c, stock.as_ref(), place, options)).collect();
     rows.extend([(100, 4 << 20), (20, 819_200)].map(|(data, of)| stream(&bed, (data, of), place, options)));
     rows
 }
 
-fn one(bed: &Bed, case: &Case, place: &Place, options: &Options) -> Row {
+fn one(bed: &Bed, case: &Case, stock: Option<&Stock>, place: &Place, options: &Options) -> Row {
     // What asks no host is beside a program that does nothing.
     let empty_call = || match case.hosts {
         [] => bed.time(&["true"]),
         hosts => hosts.iter().map(|host| bed.time(&[bed.program, "host", "probe", host])).sum(),
     };
     let (mut ours, mut empty, mut above, mut theirs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut stock = options.stock.as_ref().map(|d| d.display().to_string());
+    let mut failed = None;
     let mut id = 1000;
     for n in 0..options.runs(RUNS) + 2 {
         id += 1;
         case.prepare(bed, id);
-        let words = case.words("/var/lib/one/remotes", case.verb, id);
+        let words = case.words(OURS, case.verb, id);
         let (took, nothing): (f64, f64);
         if n % 2 == 0 {
             nothing = empty_call();
@@ -234,21 +303,22 @@ fn one(bed: &Bed, case: &Case, place: &Place, options: &Options) -> Row {
             empty.push(nothing);
             above.push(took - nothing);
         }
-        if let Some(dir) = stock.clone() {
+        if let Some(stock) = stock.filter(|_| failed.is_none() && n % 3 == 0) {
             case.prepare(bed, id);
-            let words = case.words(&dir, case.verb, id);
+            let words = case.words(&stock.remotes, case.verb, id);
             let mut call = bed.command("fe", &strs(&words));
+            call.envs(stock.env.iter().map(|(k, v)| (k, v)));
             let began = std::time::Instant::now();
-            if call.output().is_ok_and(|o| o.status.success()) {
-                theirs.push(began.elapsed().as_secs_f64() * 1e3);
-            } else {
-                stock = None;
+            let out = call.output().unwrap();
+            theirs.push(began.elapsed().as_secs_f64() * 1e3);
+            if !out.status.success() {
+                failed = Some(String::from_utf8_lossy(&out.stderr).trim().to_owned());
             }
             case.clear(bed, id);
         }
     }
     case.prepare(bed, id + 1);
-    let words = case.words("/var/lib/one/remotes", case.verb, id + 1);
+    let words = case.words(OURS, case.verb, id + 1);
     let before = bed.sessions();
     let processes = bed.processes(&strs(&words));
     let sessions = bed.sessions() - before;
@@ -268,10 +338,14 @@ fn one(bed: &Bed, case: &Case, place: &Place, options: &Options) -> Row {
         Some(n) => row.count("processes", n),
         None => row.text("processes", "not measured"),
     };
-    if stock.is_none() || theirs.is_empty() {
-        return row.text("stock_ms", "not measured");
+    match failed {
+        Some(said) => row.text("stock_ms", &format!("failed: {said}")),
+        None if theirs.is_empty() => row.text("stock_ms", "not measured"),
+        None => row
+            .number("stock_ms", median(&theirs))
+            .number("stock_least_ms", least(&theirs))
+            .number("times_stock", least(&theirs) / least(&ours)),
     }
-    row.number("stock_ms", median(&theirs)).number("ratio", median(&ours) / median(&theirs))
 }
 
 /// An image from the front-end to a host's own datastore.
@@ -295,8 +369,8 @@ fn stream(bed: &Bed, (percent, data): (u32, u64), place: &Place, options: &Optio
             let ms = match way {
                 0 => {
                     let id = 5000 + 100 * percent + n;
-                    bed.vm(id, "local", mib);
-                    let ms = bed.time(&strs(&case.words("/var/lib/one/remotes", "clone", id)));
+                    bed.vm(id, "local", "img", mib);
+                    let ms = bed.time(&strs(&case.words(OURS, "clone", id)));
                     case.clear(bed, id);
                     ms
                 }

@@ -18,6 +18,9 @@ mod copies;
 mod fetches;
 mod fixed;
 mod hosts;
+#[path = "../it/oned_server.rs"]
+#[expect(dead_code, reason = "how it misbehaves is the suite's matter")]
+mod oned_server;
 mod place;
 mod report;
 mod run;
@@ -31,7 +34,7 @@ use std::path::PathBuf;
 pub struct Options {
     json: bool,
     quick: bool,
-    /// Holds `datastore/fs/<verb>` of another driver.
+    /// `remotes` of another installation: `datastore/fs/<verb>`, `tm/<driver>/<verb>`.
     stock: Option<PathBuf>,
     sections: Vec<String>,
 }
