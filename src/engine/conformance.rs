@@ -86,6 +86,7 @@ pub fn run_some(make: &dyn Fn() -> Box<dyn Engine>, wanted: &dyn Fn(&str) -> boo
         ("slabs resize and have the size they say", resize),
         ("clones share and go their own way, and a pool goes last", pool),
         ("adopting costs nothing and loses nothing", adopt),
+        ("what is handed over belongs to its heir alone", take_over),
         ("records live with their job", records),
         ("ending leaves nothing of the job", end),
         ("directories and links move as one", trees),
@@ -252,6 +253,29 @@ fn adopt(c: &Case) -> Outcome {
     c.engine.bury(&c.lock()?, &second.place, id, &c.grave(0))?;
     c.engine.purge(&c.owner, &c.grave(0))?;
     assert_eq!(c.read(&public("a")?)?.as_deref(), Some("x"), "undoing an adoption loses nothing");
+    Ok(())
+}
+
+fn take_over(c: &Case) -> Outcome {
+    let (job, id) = (c.owner.job(), c.slab(0, "x")?);
+    let heir = lock::owner_lease(&c.locks, JobId::generate())?;
+    let early = c.engine.take_over(&c.lock()?, (&c.owner, 0, id), &heir, 3);
+    if matches!(early, Err(EngineError::Unsupported { .. })) {
+        return Ok(());
+    }
+    assert!(matches!(early, Err(EngineError::Absent(_))), "it has no staging area: {early:?}");
+    c.engine.begin(&heir)?;
+    let other = c.slab(1, "y")?;
+    let wrong = c.engine.take_over(&c.lock()?, (&c.owner, 0, other), &heir, 3);
+    assert!(matches!(wrong, Err(EngineError::Changed(_))), "{wrong:?}");
+    c.engine.take_over(&c.lock()?, (&c.owner, 0, id), &heir, 3)?;
+    assert_eq!(c.read(&Place::Staged(heir.job(), 3))?.as_deref(), Some("x"));
+    assert_eq!(c.engine.look(&Place::Staged(heir.job(), 3))?.map(|o| o.id), Some(id));
+    let late = c.engine.publish(&c.lock()?, job, 0, id, &name("a")?);
+    assert!(matches!(late, Err(EngineError::Absent(_))), "who wakes after that publishes nothing: {late:?}");
+    c.engine.publish(&c.lock()?, heir.job(), 3, id, &name("a")?)?;
+    c.engine.end(&heir)?;
+    assert_eq!(c.read(&public("a")?)?.as_deref(), Some("x"));
     Ok(())
 }
 

@@ -93,6 +93,7 @@ impl<E: Engine> Engine for Faulty<E> {
         begin(owner: &OwnerLease) -> Result<()>;
         create(owner: &OwnerLease, n: u32, spec: &Spec) -> Result<Object>;
         adopt(owner: &OwnerLease, n: u32, name: &Name) -> Result<Object>;
+        take_over(lock: &DomainLock, dead: (&OwnerLease, u32, Identity), owner: &OwnerLease, to: u32) -> Result<()>;
         flush(owner: &OwnerLease, n: u32) -> Result<()>;
         detach(at: &Place) -> Result<()>;
         resize(lease: &SlabLease, at: &Place, to: Bytes) -> Result<()>;

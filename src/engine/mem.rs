@@ -306,6 +306,22 @@ impl Engine for MemEngine {
         self.look(&at)?.ok_or_else(|| EngineError::Absent(at.to_string()))
     }
 
+    fn take_over(
+        &self,
+        _lock: &DomainLock,
+        (dead, n, id): (&OwnerLease, u32, Identity),
+        owner: &OwnerLease,
+        to: u32,
+    ) -> Result<()> {
+        let at = Place::Staged(owner.job(), to);
+        self.change(Effect::Rename, &key(&at), |s| {
+            if !s.areas.contains_key(&owner.job()) {
+                return Err(EngineError::Absent(at.to_string()));
+            }
+            s.rename(&Place::Staged(dead.job(), n), id, &at)
+        })
+    }
+
     fn flush(&self, owner: &OwnerLease, n: u32) -> Result<()> {
         self.change(Effect::Sync, &key(&Place::Staged(owner.job(), n)), |_| Ok(()))
     }

@@ -356,6 +356,17 @@ pub trait Engine: Debug + Send + Sync {
     /// Gives a public slab a second name in the owner's staging area, at no cost. `Unsupported` where
     /// that cannot be done: then the caller copies.
     fn adopt(&self, owner: &OwnerLease, n: u32, name: &Name) -> Result<Object>;
+    /// Hands slab `n` of a dead job, whose lease this is, to the owner, as its slab `to`. `Unsupported` where
+    /// that cannot be done: then it is made anew.
+    fn take_over(
+        &self,
+        _lock: &DomainLock,
+        _dead: (&OwnerLease, u32, Identity),
+        _owner: &OwnerLease,
+        _to: u32,
+    ) -> Result<()> {
+        Err(EngineError::Unsupported { engine: self.name(), what: "hand over staged slabs" })
+    }
     /// Makes a staged object and all below it durable, as the process sees it now.
     fn flush(&self, owner: &OwnerLease, n: u32) -> Result<()>;
     /// Grows or shrinks a slab, in place; new bytes read zero where new slabs do.

@@ -80,7 +80,7 @@ fn a_commit_cut_off_at_any_change_leaves_the_old_or_the_new() {
         };
         let done = verb(&h1, &jobs);
         let job = start(&jobs);
-        settle::settle_names(&h2, &[name("a"), name("b")], &job).unwrap();
+        settle::settle_names(&h2, &[name("a"), name("b")], None, &job).unwrap();
         gc::collect(&h2, &job, &policy).unwrap();
         assert_eq!(check::check(&h2).unwrap(), [], "{k}");
         assert!(check::garbage(&h2, &policy).unwrap().iter().all(|f| f.action == gc::Action::Forget), "{k}");

@@ -32,6 +32,10 @@ pub struct Intent {
     pub who: Who,
     /// Public names the job will publish, replace or remove.
     pub targets: Vec<Name>,
+    /// What tells the source of what is being made, unchanged, from every other: a later job that makes the
+    /// same of the same takes over what is staged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
     /// The owner lease under which this was written, where the locks count their holders.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<Token>,

@@ -155,9 +155,15 @@ pub(super) fn clean_up(domain: &Domain, owner: &OwnerLease, by: &Job) {
     }
 }
 
+/// Whether a job that has decided nothing was making something of this source.
+pub(super) fn is_part_of(domain: &Domain, job: JobId, source: &str) -> bool {
+    let intent = intent_of(domain, job).filter(|i| i.source.as_deref() == Some(source));
+    intent.is_some() && matches!(commit_of(domain, job), Ok(None))
+}
+
 /// Settles dead jobs that meant to touch one of these names or what lies below it, before a verb works on
-/// them.
-pub fn settle_names(domain: &Domain, names: &[Name], by: &Job) -> Result<()> {
+/// them. What they have of `source` is left for `Work::resume`.
+pub fn settle_names(domain: &Domain, names: &[Name], source: Option<&str>, by: &Job) -> Result<()> {
     for job in domain.engine.jobs()? {
         let ours = |target: &Name| names.iter().any(|n| target.is_within(n));
         let touches = match commit_of(domain, job) {
@@ -165,7 +171,7 @@ pub fn settle_names(domain: &Domain, names: &[Name], by: &Job) -> Result<()> {
             // A damaged commit is in the way of what it was about, not of everything.
             Ok(None) | Err(_) => intent_of(domain, job).is_some_and(|i| i.targets.iter().any(ours)),
         };
-        if job == by.id || !touches {
+        if job == by.id || !touches || source.is_some_and(|s| is_part_of(domain, job, s)) {
             continue;
         }
         match lock::owner_lease(&*domain.locks, job) {

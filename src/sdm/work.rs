@@ -4,7 +4,7 @@
 use super::event::What;
 use super::record::{self, Commit, FORMAT, Intent, Step};
 use super::{Domain, Job, Result, SdmError, settle};
-use crate::engine::{Access, Engine, EngineError, Grave, Identity, Name, Place, Record, Spec};
+use crate::engine::{Access, Engine, EngineError, Grave, Identity, Name, Object, Place, Record, Spec};
 use crate::lock::{self, DomainLock, JobId, LockError, OwnerLease};
 use crate::sys::effect::bug;
 use crate::sys::{Bytes, fs};
@@ -39,18 +39,78 @@ pub struct Slab {
 impl<'a> Work<'a> {
     /// Starts to make or change `targets`, for which the caller holds the slab leases.
     pub fn begin(domain: &'a Domain, job: &'a Job, targets: &[Name]) -> Result<Work<'a>> {
+        Work::start(domain, job, targets, None)
+    }
+
+    /// The same for what comes from a source of this identity. What dead jobs have staged of it, for the same
+    /// targets, is taken over: whole slabs, in which any part may be missing, or wrong.
+    pub fn resume(
+        domain: &'a Domain,
+        job: &'a Job,
+        targets: &[Name],
+        source: &str,
+    ) -> Result<(Work<'a>, Vec<Object>)> {
+        let mut work = Work::start(domain, job, targets, Some(source))?;
+        work.take_over(targets, source)?;
+        let had = domain.engine.staged(job.id)?;
+        Ok((work, had))
+    }
+
+    fn start(domain: &'a Domain, job: &'a Job, targets: &[Name], source: Option<&str>) -> Result<Work<'a>> {
         let owner = own(domain, job.id)?;
         // An earlier life of this very job id, dead now since the lease is ours.
         if domain.engine.jobs()?.contains(&job.id) {
             settle::settle(domain, &owner, job)?;
         }
         let (token, targets) = (owner.token()?, targets.to_vec());
-        let intent = Intent { format: FORMAT, job: job.id, who: job.who(), targets, token };
+        let source = source.map(str::to_owned);
+        let intent = Intent { format: FORMAT, job: job.id, who: job.who(), targets, source, token };
         let bytes = record::encode("intent", &intent)?;
         domain.engine.begin(&owner)?;
         let work = Work { domain, job, owner, slabs: 0, graves: 0, committed: false };
         domain.engine.put_record(&work.owner, Record::Intent, &bytes)?;
         Ok(work)
+    }
+
+    /// Under the domain lock, so that a job that was only paused finds the source entries of its steps gone.
+    fn take_over(&mut self, targets: &[Name], source: &str) -> Result<()> {
+        let (domain, engine) = (self.domain, &*self.domain.engine);
+        for job in engine.jobs()?.into_iter().filter(|job| *job != self.job.id) {
+            if !settle::is_part_of(domain, job, source)
+                || settle::intent_of(domain, job).is_none_or(|i| i.targets != targets)
+            {
+                continue;
+            }
+            let dead = match lock::owner_lease(&*domain.locks, job) {
+                Err(LockError::Busy(_)) => continue,
+                dead => dead?,
+            };
+            let lock = settle::lock_domain(domain, self.job, self.job.jobs.waits.lock)?;
+            for o in engine.staged(job)? {
+                let Place::Staged(_, n) = o.place else { continue };
+                match engine.take_over(&lock, (&dead, n, o.id), &self.owner, self.slabs) {
+                    Err(EngineError::Unsupported { .. }) => break,
+                    taken => self.unless_fenced(taken)?,
+                }
+                self.slabs += 1;
+            }
+            drop(lock);
+            settle::settle(domain, &dead, self.job)?;
+        }
+        Ok(())
+    }
+
+    /// A slab that was taken over, open for writing.
+    pub fn reopen(&self, o: &Object) -> Result<Slab> {
+        let Place::Staged(_, n) = o.place else {
+            return Err(EngineError::Absent(o.place.to_string()).into());
+        };
+        self.open(Slab { n, id: o.id, path: PathBuf::new(), file: None })
+    }
+
+    /// Leaves what is staged as a crash would: for a job that resumes it, or the collector.
+    pub fn leave(mut self) {
+        self.committed = true;
     }
 
     fn stage(
@@ -76,7 +136,11 @@ impl<'a> Work<'a> {
 
     /// A new slab that reads zero, open for writing.
     pub fn file(&mut self, size: Bytes) -> Result<Slab> {
-        let mut slab = self.stage(|e, o, n| Ok(e.create(o, n, &Spec::File(size))?.id))?;
+        let slab = self.stage(|e, o, n| Ok(e.create(o, n, &Spec::File(size))?.id))?;
+        self.open(slab)
+    }
+
+    fn open(&self, mut slab: Slab) -> Result<Slab> {
         slab.path = self.path(slab.n)?;
         let file = File::options().read(true).write(true).open(&slab.path);
         slab.file =

@@ -81,6 +81,12 @@ pub fn will_read_once(file: &File) {
     let _ = rustix::fs::fadvise(file, 0, None, Advice::Sequential);
 }
 
+/// Gives up what memory holds of a file, so that reading it reads the medium: what waits to be written
+/// stays, so it is flushed first. Advice only.
+pub fn forget(file: &File) {
+    let _ = rustix::fs::fadvise(file, 0, None, Advice::DontNeed);
+}
+
 /// Starts to write a range back to the medium and waits for nothing. Says nothing of success: that is
 /// still the fsync's to tell, which also sees the errors met here.
 pub fn begin_writeback(file: &File, range: &Range<u64>) {

@@ -11,6 +11,16 @@ use std::fs::File;
 
 /// Leases on images or disks of a domain, and what dead jobs left on them settled.
 pub(super) fn lease(domain: &Domain, job: &Job, wanted: &[(&Name, Mode)]) -> Result<Vec<SlabLease>> {
+    lease_for(domain, job, wanted, None)
+}
+
+/// The same to make something of this source, of which dead jobs may have a part.
+pub(super) fn lease_for(
+    domain: &Domain,
+    job: &Job,
+    wanted: &[(&Name, Mode)],
+    source: Option<&str>,
+) -> Result<Vec<SlabLease>> {
     let names: Vec<(&str, Mode)> = wanted.iter().map(|(n, m)| (n.as_str(), *m)).collect();
     let leases = lock::slab_leases(&*domain.locks, &names, job.jobs.waits.lock, job.cancel());
     let leases = leases.map_err(|e| match wanted.first() {
@@ -21,7 +31,7 @@ pub(super) fn lease(domain: &Domain, job: &Job, wanted: &[(&Name, Mode)]) -> Res
     for (name, _) in wanted {
         touched.extend([(*name).clone(), name.with_suffix(".snap")?, name.with_suffix(".md5sum")?]);
     }
-    settle::settle_names(domain, &touched, job)?;
+    settle::settle_names(domain, &touched, source, job)?;
     Ok(leases)
 }
 

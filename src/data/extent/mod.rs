@@ -228,9 +228,15 @@ pub type Chunks = HashMap<u64, Hash>;
 pub struct Have(HashMap<String, Chunks>);
 
 impl Have {
-    /// A staged file of an earlier attempt. Only what was read back here counts as had.
-    pub fn add(&mut self, path: &str, chunks: Chunks) {
-        self.0.insert(path.to_owned(), chunks);
+    /// A staged file of an earlier attempt. Only what was read back here counts as had. `false`: it is more
+    /// than a sender would be told of.
+    pub fn add(&mut self, path: &str, chunks: Chunks) -> bool {
+        let had: usize = self.0.iter().filter(|(p, _)| *p != path).map(|(_, c)| c.len()).sum();
+        let fits = had + chunks.len() < HAVE_MAX - HAVE_BLOCK;
+        if fits {
+            self.0.insert(path.to_owned(), chunks);
+        }
+        fits
     }
 
     /// As blocks for the sender; with `entries` false it is told that nothing more is needed.

@@ -35,7 +35,7 @@ pub struct Limits {
 /// What a block came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Received {
-    /// The sender said what its source is and waits for an answer: `Have::blocks`.
+    /// The sender said what its source is and waits for an answer: `Receiver::answer`.
     Begun {
         source: String,
     },
@@ -73,18 +73,23 @@ struct Current {
 }
 
 impl<'a> Receiver<'a> {
-    /// `have` is what the sender will be told.
-    pub fn new(limits: Limits, have: Have, watch: &'a Watch) -> Receiver<'a> {
+    pub fn new(limits: Limits, watch: &'a Watch) -> Receiver<'a> {
         Receiver {
             limits,
             watch,
-            have,
+            have: Have::default(),
             begun: false,
             ended: false,
             paths: HashMap::new(),
             whole: Whole::default(),
             current: None,
         }
+    }
+
+    /// What is here of the source that was begun, and whether the rest is wanted, as blocks for the sender.
+    pub fn answer(&mut self, have: Have, wanted: bool) -> Result<Vec<Vec<u8>>, DataError> {
+        self.have = have;
+        self.have.blocks(wanted)
     }
 
     pub fn take<L: Land>(&mut self, block: &[u8], land: &mut L) -> Result<Received, L::Error> {

@@ -89,7 +89,8 @@ fn one(file: &File) -> (Vec<Vec<u8>>, Sent) {
 
 fn land(blocks: &[Vec<u8>], have: Have, ground: &mut Ground) -> Result<String, DataError> {
     let watch = Watch::default();
-    let mut receiver = Receiver::new(LIMITS, have, &watch);
+    let mut receiver = Receiver::new(LIMITS, &watch);
+    receiver.answer(have, true).unwrap();
     let mut last = Received::More;
     for block in blocks {
         last = receiver.take(block, ground)?;

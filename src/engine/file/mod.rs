@@ -275,6 +275,16 @@ impl Engine for FileEngine {
         }
     }
 
+    fn take_over(
+        &self,
+        _lock: &DomainLock,
+        (dead, n, id): (&OwnerLease, u32, Identity),
+        owner: &OwnerLease,
+        to: u32,
+    ) -> Result<()> {
+        self.rename(&Place::Staged(dead.job(), n), id, &Place::Staged(owner.job(), to))
+    }
+
     fn flush(&self, owner: &OwnerLease, n: u32) -> Result<()> {
         let at = Place::Staged(owner.job(), n);
         let spot = self.spot(&at)?;

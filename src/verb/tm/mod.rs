@@ -18,6 +18,7 @@ mod monitor;
 mod mv;
 mod mvds;
 pub mod op;
+mod parts;
 mod place;
 mod private;
 mod put;
@@ -120,7 +121,17 @@ impl<'a> Tm<'a> {
 
     /// Starts work on an image or disk and its snapshots. The directory of the VM is made when missing.
     fn begin<'w>(&'w self, at: &'w At) -> Result<Work<'w>> {
-        let mut work = Work::begin(&at.domain, self.job, &[at.name().clone(), at.snap()?])?;
+        let work = Work::begin(&at.domain, self.job, &[at.name().clone(), at.snap()?])?;
+        Tm::housed(at, work)
+    }
+
+    /// The same for what comes from this source, with what an earlier attempt had of it.
+    fn resume<'w>(&'w self, at: &'w At, source: &str) -> Result<(Work<'w>, Vec<Object>)> {
+        let (work, had) = Work::resume(&at.domain, self.job, &[at.name().clone(), at.snap()?], source)?;
+        Ok((Tm::housed(at, work)?, had))
+    }
+
+    fn housed<'w>(at: &At, mut work: Work<'w>) -> Result<Work<'w>> {
         if let Some(vm) = at.spot.parent() {
             work.parent(&vm)?;
         }

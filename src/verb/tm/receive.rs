@@ -4,12 +4,13 @@
 //! directory whose record names this very source, unchanged, is the result of an earlier attempt. Design 5.
 
 use super::op::{Into, Receive};
+use super::parts::{self, Parts};
 use super::place::Spot;
 use super::send::peer;
 use super::tree::{self, Seen};
 use super::{At, DiskFormat, Marker, Tm, clone, marker};
-use crate::data::DataError;
 use crate::data::extent::{Have, Land, Limits, Received, Receiver};
+use crate::data::{DataError, Watch};
 use crate::image::{self, Format, Rebase};
 use crate::lock::Mode;
 use crate::sdm::record::{Step, request_digest};
@@ -19,6 +20,7 @@ use crate::sys::effect::{Effect, step};
 use crate::sys::fs::{self, Dir};
 use crate::sys::{Bytes, Class, copy as calls};
 use crate::verb::fill::{self, admit};
+use crate::verb::hold;
 use crate::verb::refuse;
 use crate::verb::snaps::GOING;
 use anyhow::{Context as _, Result};
@@ -48,46 +50,56 @@ pub(super) fn run(tm: &Tm<'_>, op: &Receive) -> Result<()> {
     }
 }
 
-/// Takes the stream to its end. `accept` sees what the source is and may want nothing of it; then `false`.
-fn take(
-    tm: &Tm<'_>,
-    at: &At,
-    accept: impl FnOnce(&str) -> Result<bool>,
-    land: &mut impl Land<Error = anyhow::Error>,
-) -> Result<bool> {
-    let (link, watch) = (peer(tm)?, tm.job.watch());
-    let gone = || DataError::Gone { doing: "receiving" };
-    let limits = Limits { entries: ENTRIES, size: admit(tm.ctx).max_size.0 };
-    let mut receiver = Receiver::new(limits, Have::default(), &watch);
-    tm.job.phase("receiving");
-    let mut accept = Some(accept);
-    loop {
-        let block = link.receive().ok().flatten().ok_or_else(gone)?;
-        match receiver.take(&block, land)? {
-            Received::Begun { source } => {
-                let accept = accept.take().context("two beginnings")?;
-                if source.split(' ').next() == Some(at.domain.header.id.to_string().as_str()) {
-                    let text = format!(
-                        "{} has the domain id of the source: it is the same storage, or a copy of it (`onesdm \
-                         domain adopt` says which copy is the real one)",
-                        at.spot.dir.display()
-                    );
-                    return Err(refuse(Class::Refused, text));
-                }
-                let wanted = accept(&source)?;
-                for answer in Have::default().blocks(wanted)? {
-                    link.send(answer).map_err(|_| gone())?;
-                }
-                if !wanted {
-                    return Ok(false);
-                }
-            }
-            Received::More => {}
-            Received::Ended { .. } => {
-                tm.job.method("extents");
-                return Ok(true);
-            }
+/// A stream that has begun: what its source is, and nothing of it yet.
+struct Stream<'a> {
+    tm: &'a Tm<'a>,
+    receiver: Receiver<'a>,
+    source: String,
+}
+
+fn gone() -> DataError {
+    DataError::Gone { doing: "receiving" }
+}
+
+impl<'a> Stream<'a> {
+    fn begin(tm: &'a Tm<'a>, at: &At, watch: &'a Watch) -> Result<Stream<'a>> {
+        let limits = Limits { entries: ENTRIES, size: admit(tm.ctx).max_size.0 };
+        let mut stream = Stream { tm, receiver: Receiver::new(limits, watch), source: String::new() };
+        tm.job.phase("receiving");
+        let Received::Begun { source } = stream.next(&mut Nothing)? else {
+            return Err(refuse(Class::Integrity, "a stream that does not begin"));
+        };
+        if source.split(' ').next() == Some(at.domain.header.id.to_string().as_str()) {
+            let text = format!(
+                "{} has the domain id of the source: it is the same storage, or a copy of it (`onesdm domain adopt` \
+                 says which copy is the real one)",
+                at.spot.dir.display()
+            );
+            return Err(refuse(Class::Refused, text));
         }
+        stream.source = source;
+        Ok(stream)
+    }
+
+    fn next(&mut self, land: &mut impl Land<Error = anyhow::Error>) -> Result<Received> {
+        let block = peer(self.tm)?.receive().ok().flatten().ok_or_else(gone)?;
+        self.receiver.take(&block, land)
+    }
+
+    fn answer(&mut self, have: Have, wanted: bool) -> Result<()> {
+        for block in self.receiver.answer(have, wanted)? {
+            peer(self.tm)?.send(block).map_err(|_| gone())?;
+        }
+        Ok(())
+    }
+
+    /// To its end, except for what is here.
+    fn take(mut self, have: Have, land: &mut impl Land<Error = anyhow::Error>) -> Result<()> {
+        self.answer(have, true)?;
+        self.tm.job.phase("receiving");
+        while !matches!(self.next(land)?, Received::Ended { .. }) {}
+        self.tm.job.method("extents");
+        Ok(())
     }
 }
 
@@ -101,15 +113,23 @@ struct Wish<'a> {
 }
 
 fn disk(tm: &Tm<'_>, at: &At, wish: &Wish<'_>) -> Result<()> {
+    let watch = tm.job.watch();
+    let mut stream = Stream::begin(tm, at, &watch)?;
     if tm.recorded(&at.domain)? {
-        return take(tm, at, |_| Ok(false), &mut Nothing).map(drop);
+        return stream.answer(Have::default(), false);
     }
-    let _disk = tm.lease(at, Mode::Exclusive)?;
+    let source = stream.source.clone();
+    let _disk = hold::lease_for(&at.domain, tm.job, &[(at.name(), Mode::Exclusive)], Some(&source))?;
     at.not_in_use()?;
-    let mut work = tm.begin(at)?;
-    let mut pieces = Pieces { work: &mut work, sparse: wish.sparse, disk: None, snap: None, active: None };
-    take(tm, at, |_| Ok(true), &mut pieces)?;
+    let (mut work, had) = tm.resume(at, &source)?;
+    let (parts, have) = Parts::of(tm, &work, had, "disk", "snap")?;
+    let mut pieces =
+        Pieces { work: &mut work, parts, sparse: wish.sparse, disk: None, snap: None, active: None };
+    let taken = stream.take(have, &mut pieces);
     let Pieces { disk, snap, active, .. } = pieces;
+    if let Err(e) = taken {
+        return Err(parts::kept(tm, work, e));
+    }
     let mut steps = match (disk, snap, active) {
         (None, Some(dir), Some(active)) if wish.format == DiskFormat::Qcow2 => {
             layered(tm, at, wish, &mut work, &dir, &active)?
@@ -303,6 +323,7 @@ impl Land for Nothing {
 /// The parts of a disk.
 struct Pieces<'a, 'w> {
     work: &'a mut Work<'w>,
+    parts: Parts,
     sparse: bool,
     disk: Option<Slab>,
     snap: Option<Slab>,
@@ -335,7 +356,7 @@ impl Land for Pieces<'_, '_> {
 
     fn file(&mut self, path: &str, _: u32, size: u64) -> Result<File> {
         if path == "disk" {
-            let slab = self.work.file(Bytes(0))?;
+            let slab = self.parts.slab(self.work, path)?;
             let file = slab.file.as_ref().context("a staged file has no file")?.try_clone()?;
             if !self.sparse && size > 0 {
                 step(Effect::Truncate, &[&slab.path], || calls::reserve(&file, size))
@@ -345,7 +366,11 @@ impl Land for Pieces<'_, '_> {
             return Ok(file);
         }
         let (Some(dir), Some(name)) = (&self.snap, layer(path)) else { return Err(odd(path)) };
-        Ok(Dir::open(&dir.path)?.create(OsStr::new(name), 0o666, false)?)
+        let (dir, name) = (Dir::open(&dir.path)?, OsStr::new(name));
+        match self.parts.file(path, &dir, name)? {
+            Some(file) => Ok(file),
+            None => Ok(dir.create(name, 0o666, false)?),
+        }
     }
 
     fn complete(&mut self, path: &str, file: &File) -> Result<()> {
@@ -356,24 +381,27 @@ impl Land for Pieces<'_, '_> {
 
 fn vm(tm: &Tm<'_>, dir: &str) -> Result<()> {
     let at = tm.open(Spot::vm(tm.ctx, dir)?)?;
-    let _leases = tree::lease(tm, &at, &tree::names(&at)?, Mode::Exclusive)?;
+    let watch = tm.job.watch();
+    let mut stream = Stream::begin(tm, &at, &watch)?;
+    let source = stream.source.clone();
+    let names = tree::names(&at)?;
+    let wanted: Vec<_> = names.iter().map(|n| (n, Mode::Exclusive)).collect();
+    let _leases = hold::lease_for(&at.domain, tm.job, &wanted, Some(&source))?;
     if at.look(at.name())?.is_some() {
         Seen::of(&at)?.unused(&at)?;
     }
-    let mut work = Work::begin(&at.domain, tm.job, std::slice::from_ref(at.name()))?;
-    let request = std::cell::RefCell::new(String::new());
-    let accept = |source: &str| {
-        let this = request_digest(&[&tm.request, source]);
-        let made = settle::made_by(&at.domain, at.name())?;
-        let wanted = made.is_none_or(|c| c.request != this);
-        *request.borrow_mut() = this;
-        Ok(wanted)
-    };
-    let mut house = House { tm, at: &at, work: &mut work, root: None, monitor: None };
-    if !take(tm, &at, accept, &mut house)? {
-        return Ok(());
+    let request = request_digest(&[&tm.request, &source]);
+    if settle::made_by(&at.domain, at.name())?.is_some_and(|c| c.request == request) {
+        return stream.answer(Have::default(), false);
     }
+    let (mut work, had) = Work::resume(&at.domain, tm.job, std::slice::from_ref(at.name()), &source)?;
+    let (parts, have) = Parts::of(tm, &work, had, ".monitor", "vm")?;
+    let mut house = House { tm, at: &at, work: &mut work, parts, root: None, monitor: None };
+    let taken = stream.take(have, &mut house);
     let House { root, monitor, .. } = house;
+    if let Err(e) = taken {
+        return Err(parts::kept(tm, work, e));
+    }
     let root = root.ok_or_else(|| odd("nothing"))?;
     work.flush(&root)?;
     let mut steps = vec![work.step_to(&root, at.name())?];
@@ -382,7 +410,7 @@ fn vm(tm: &Tm<'_>, dir: &str) -> Result<()> {
         steps.extend(marker::steps(&at, &mut work, &Marker::Write(text))?);
     }
     tm.ready()?;
-    Ok(work.commit(&request.into_inner(), "", steps)?)
+    Ok(work.commit(&request, "", steps)?)
 }
 
 /// The directory of a VM.
@@ -390,6 +418,7 @@ struct House<'a, 'w> {
     tm: &'a Tm<'a>,
     at: &'a At,
     work: &'a mut Work<'w>,
+    parts: Parts,
     root: Option<Slab>,
     monitor: Option<Slab>,
 }
@@ -443,7 +472,10 @@ impl Land for House<'_, '_> {
             return Ok(file);
         }
         let (dir, name) = self.place(path)?;
-        Ok(dir.create(name, mode, true)?)
+        match self.parts.file(path, &dir, name)? {
+            Some(file) => Ok(file),
+            None => Ok(dir.create(name, mode, true)?),
+        }
     }
 
     fn complete(&mut self, path: &str, file: &File) -> Result<()> {

@@ -27,7 +27,7 @@ use crate::verb::refuse;
 use crate::verb::snaps::{Snaps, marker_text};
 use anyhow::{Context as _, Result};
 use std::fs::File;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// The other side of a transfer.
@@ -50,6 +50,27 @@ pub(super) fn run(tm: &Tm<'_>, op: &op::Send) -> Result<Told> {
 /// What tells a source, unchanged, from every other. Begins with its domain.
 pub(super) fn source(at: &At, state: &[&str]) -> String {
     format!("{} {}", at.domain.header.id, request_digest(state))
+}
+
+/// The same of files that are sent, by this request.
+fn source_of(tm: &Tm<'_>, at: &At, files: &[&File]) -> Result<String> {
+    let mut state = vec![tm.request.clone()];
+    for file in files {
+        let m = file.metadata().context("looking at the source")?;
+        state.push(format!("{} {} {}.{:09}", m.ino(), m.len(), m.mtime(), m.mtime_nsec()));
+    }
+    Ok(source(at, &state.iter().map(String::as_str).collect::<Vec<_>>()))
+}
+
+/// The same of layers, or of copies that are snapshots.
+fn source_with(tm: &Tm<'_>, at: &At, file: Option<&File>, snaps: &Snaps<'_>) -> Result<String> {
+    let mut files = Vec::new();
+    for (_, name, kind) in snaps.objects()? {
+        if kind == ObjectKind::File {
+            files.push(fill::open(&snaps.path(&name)?)?);
+        }
+    }
+    source_of(tm, at, &file.into_iter().chain(&files).collect::<Vec<_>>())
 }
 
 /// The identity of a VM's directory.
@@ -151,12 +172,13 @@ fn image(tm: &Tm<'_>, path: &str, format: DiskFormat, snapshots: bool) -> Result
     let image = tm.open(Spot::image(tm.ctx, path)?)?;
     let _image = tm.lease(&image, Mode::Shared)?;
     let snaps = layers_of(tm, &image)?;
-    let source = source(&image, &[&tm.request]);
     if format != DiskFormat::Qcow2 {
         let file = clone::open(&image, &resolved(&image)?)?;
+        let source = source_with(tm, &image, Some(&file), &snaps)?;
         return stream(tm, source, |sender| copies(sender, &snaps, &file, snapshots));
     }
     if let Some(active) = snaps.active(&snaps.layers()?)? {
+        let source = source_with(tm, &image, None, &snaps)?;
         return stream(tm, source, |sender| layers(sender, &snaps, &active));
     }
     let file = clone::open(&image, image.name())?;
@@ -164,7 +186,7 @@ fn image(tm: &Tm<'_>, path: &str, format: DiskFormat, snapshots: bool) -> Result
         let text = format!("{path} builds on another file; make it a whole image first");
         return Err(refuse(Class::Unsupported, text));
     }
-    stream(tm, source, |sender| {
+    stream(tm, source_of(tm, &image, &[&file])?, |sender| {
         sender.dir("snap", 0o755)?;
         sender.file("snap/0", 0o644, &file)?;
         Ok(sender.link("disk", "snap/0")?)
@@ -179,12 +201,13 @@ fn disk_with_snapshots(tm: &Tm<'_>, op: &op::Disk) -> Result<Told> {
     }
     disk.home().not_in_use()?;
     let snaps = disk.snaps(tm)?;
-    stream(tm, source(&disk.at, &[&tm.request]), |sender| {
-        if disk.layered() {
-            return layers(sender, &snaps, &disk.file);
-        }
-        copies(sender, &snaps, &fill::open(&disk.path()?)?, true)
-    })
+    if disk.layered() {
+        let source = source_with(tm, &disk.at, None, &snaps)?;
+        return stream(tm, source, |sender| layers(sender, &snaps, &disk.file));
+    }
+    let file = fill::open(&disk.path()?)?;
+    let source = source_with(tm, &disk.at, Some(&file), &snaps)?;
+    stream(tm, source, |sender| copies(sender, &snaps, &file, true))
 }
 
 /// One file that needs no other.
@@ -216,7 +239,7 @@ fn content(tm: &Tm<'_>, op: &op::Disk, snapshot: Option<i64>, runs: bool) -> Res
     } else {
         fill::open(&path)?
     };
-    stream(tm, source(&disk.at, &[&tm.request]), |sender| {
+    stream(tm, source_of(tm, &disk.at, &[&opened])?, |sender| {
         Ok(sender.file("disk", 0o644, &opened).map(drop)?)
     })
 }
@@ -230,7 +253,7 @@ fn running(tm: &Tm<'_>, op: &op::Disk, machine: &op::Machine) -> Result<Told> {
     let slab = live.copied(&mut work)?;
     drop(live);
     let file = slab.file.as_ref().context("a staged file has no file")?;
-    stream(tm, source(&at, &[&tm.request]), |sender| Ok(sender.file("disk", 0o644, file).map(drop)?))
+    stream(tm, source_of(tm, &at, &[file])?, |sender| Ok(sender.file("disk", 0o644, file).map(drop)?))
 }
 
 /// A file, and its snapshots, which are whole copies.

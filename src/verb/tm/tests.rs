@@ -6,6 +6,7 @@ mod disks;
 mod layout;
 mod mover;
 mod put;
+mod resume;
 mod snaps;
 mod sweep;
 mod transfer;

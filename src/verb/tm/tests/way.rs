@@ -9,7 +9,7 @@ use crate::sys::Cancel;
 use anyhow::Result;
 use std::collections::VecDeque;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ struct End {
     to: Mutex<Option<SyncSender<Vec<u8>>>>,
     from: Mutex<Receiver<Vec<u8>>>,
     left: AtomicI64,
+    went: AtomicU64,
     cancel: Cancel,
 }
 
@@ -26,7 +27,7 @@ impl End {
         let ((a, b), (c, d)) = (sync_channel(2), sync_channel(2));
         let end = |to, from| {
             let (to, from) = (Mutex::new(Some(to)), Mutex::new(from));
-            End { to, from, left: AtomicI64::new(left), cancel: Cancel::default() }
+            End { to, from, left: AtomicI64::new(left), went: AtomicU64::new(0), cancel: Cancel::default() }
         };
         (end(a, d), end(c, b))
     }
@@ -49,6 +50,7 @@ impl Link for End {
         if self.left.fetch_sub(1, SeqCst) <= 0 {
             self.shut();
         }
+        self.went.fetch_add(data.len() as u64, SeqCst);
         let to = self.to.lock().unwrap().clone();
         to.and_then(|to| to.send(data).ok()).ok_or(Gone)
     }
@@ -100,6 +102,8 @@ impl Tape {
 pub struct Done {
     pub sent: Result<op::Told>,
     pub received: Result<Answer>,
+    /// Bytes that were sent.
+    pub went: u64,
 }
 
 impl Done {
@@ -139,6 +143,6 @@ pub fn transfer(bed: &Bed, what: op::What, into: op::Into, blocks: i64) -> Done 
         here.shut();
         *told.lock().unwrap() = Some(sent.is_ok());
         let sent = sent.map(|a| serde_json::from_str(&a.text).unwrap());
-        Done { sent, received: receiver.join().unwrap() }
+        Done { sent, received: receiver.join().unwrap(), went: here.went.load(SeqCst) }
     })
 }
