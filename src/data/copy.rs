@@ -53,29 +53,35 @@ pub struct Copied {
 /// zero and is large enough. Neither file position matters; `src`'s is moved. Progress counts bytes of
 /// the source, holes included. Nothing is flushed; after an error `dst` holds a part.
 pub fn copy(src: &File, dst: &File, sparse: Sparse, watch: &Watch) -> Result<Copied, DataError> {
-    step(Effect::Write, &[], || run(src, dst, sparse, watch))
+    step(Effect::Write, &[], || run(src, dst, sparse, watch, false))
 }
 
-fn run(src: &File, dst: &File, sparse: Sparse, watch: &Watch) -> Result<Copied, DataError> {
+/// The same into what has its size, device or file; it reads zero and is large enough.
+pub fn pour(src: &File, dst: &File, watch: &Watch) -> Result<Copied, DataError> {
+    step(Effect::Write, &[], || run(src, dst, Sparse::Keep, watch, true))
+}
+
+fn run(src: &File, dst: &File, sparse: Sparse, watch: &Watch, has_size: bool) -> Result<Copied, DataError> {
     let (from, size) = calls::measure(src).map_err(DataError::io("looking at the source"))?;
     let (to, have) = calls::measure(dst).map_err(DataError::io("looking at the target"))?;
+    let has_size = has_size || to == Medium::Block;
     match to {
-        Medium::File if have != 0 => return Err(DataError::TargetNotEmpty { size: have }),
-        Medium::Block if have < size => return Err(DataError::TargetTooSmall { have, need: size }),
+        _ if has_size && have < size => return Err(DataError::TargetTooSmall { have, need: size }),
+        Medium::File if !has_size && have != 0 => return Err(DataError::TargetNotEmpty { size: have }),
         _ => {}
     }
     watch.begin("copying", Some(size))?;
-    let files = from == Medium::File && to == Medium::File;
+    let files = from == Medium::File && !has_size;
     // A failed reflink says nothing about copying; what is wrong with the medium shows then.
     let copied = if files && size > 0 && sparse != Sparse::Full && calls::reflink(src, dst).is_ok() {
         watch.progress.add(size);
         Copied { method: Method::Reflink, size, data: 0 }
     } else {
         let reserved = sparse != Sparse::Full
-            || to == Medium::Block
+            || has_size
             || size == 0
             || calls::reserve(dst, size).map_err(DataError::io("reserving space"))?;
-        if to == Medium::File {
+        if !has_size {
             // First: XFS allocates more than is written when writing moves the end, holes included.
             dst.set_len(size).map_err(DataError::io("setting the size"))?;
         }
@@ -96,7 +102,7 @@ fn run(src: &File, dst: &File, sparse: Sparse, watch: &Watch) -> Result<Copied, 
     };
     let (_, after) = calls::measure(src).map_err(DataError::io("looking at the source"))?;
     let (_, got) = calls::measure(dst).map_err(DataError::io("looking at the target"))?;
-    if after != size || (to == Medium::File && got != size) {
+    if after != size || (!has_size && got != size) {
         return Err(DataError::SourceChanged { before: size, after });
     }
     Ok(copied)

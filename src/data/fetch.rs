@@ -88,6 +88,13 @@ pub fn fetch(
     step(Effect::Write, &[], || run(source, dst, opts, watch))
 }
 
+/// Whether a file is compressed, as its first bytes say.
+pub fn is_packed(src: &File) -> Result<bool, DataError> {
+    let mut head = [0; SNIFF];
+    let n = calls::read_full(src, &mut head, 0).map_err(DataError::io("reading"))?;
+    Ok(Compression::sniff(&head[..n]) != Compression::None)
+}
+
 /// A file that is taken as it is needs no pipeline.
 fn copied_whole(
     src: &File,
@@ -96,9 +103,7 @@ fn copied_whole(
     watch: &Watch,
 ) -> Result<Option<Fetched>, DataError> {
     let (_, size) = calls::measure(src).map_err(DataError::io("looking at the source"))?;
-    let mut head = [0; SNIFF];
-    let n = calls::read_full(src, &mut head, 0).map_err(DataError::io("reading"))?;
-    if opts.decompress && Compression::sniff(&head[..n]) != Compression::None {
+    if opts.decompress && is_packed(src)? {
         return Ok(None);
     }
     if size > opts.max_size {

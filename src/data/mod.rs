@@ -22,13 +22,13 @@ mod url;
 mod watch;
 
 pub use compress::Compression;
-pub use copy::{Copied, Method, copy, punch};
+pub use copy::{Copied, Method, copy, pour, punch};
 pub use digest::{Algo, Expected, digest_of};
 pub use error::DataError;
 pub use fetch::{FetchOptions, Fetched};
 pub use http::HttpOptions;
 pub use rate::parse_rate;
 pub use source::{Given, Source};
-pub use sparse::Sparse;
+pub use sparse::{Sparse, zero};
 pub use url::shown;
 pub use watch::{NoProgress, Progress, Watch};

@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
-use super::DataError;
+use super::{DataError, Watch};
 use crate::sys::copy::{self, Medium};
+use crate::sys::effect::{Effect, step};
 
 /// The unit in which zeros become holes.
 pub(super) const BLOCK: usize = 4096;
@@ -44,6 +45,29 @@ impl Writeback {
             self.begun = pos;
         }
     }
+}
+
+/// Zeroes per call: the time until a request to stop is seen.
+const PIECE: u64 = 64 << 20;
+
+/// Makes all of a block device read zero, by itself where it can. A new file does already.
+pub fn zero(dst: &File, watch: &Watch) -> Result<(), DataError> {
+    let (medium, size) = copy::measure(dst).map_err(DataError::io("looking at the target"))?;
+    if medium == Medium::File {
+        return Ok(());
+    }
+    watch.begin("zeroing", Some(size))?;
+    step(Effect::Write, &[], || {
+        let mut at = 0;
+        while at < size {
+            watch.check("zeroing")?;
+            let end = size.min(at + PIECE);
+            copy::zero(dst, &(at..end)).map_err(DataError::io("zeroing"))?;
+            watch.progress.add(end - at);
+            at = end;
+        }
+        Ok(())
+    })
 }
 
 /// Writes front to back into a file that is empty and reads zero; zeros are skipped or written.

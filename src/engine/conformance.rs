@@ -212,12 +212,17 @@ fn pool(c: &Case) -> Outcome {
         Err(EngineError::Unsupported { .. }) => return Ok(()),
         o => o?.id,
     };
-    c.engine.publish(&c.lock()?, job, 0, pool, &name("a-pool")?)?;
-    let spec = Spec::Thin { pool: name("a-pool")?, size: Bytes(64 << 20) };
+    let spec = Spec::Thin { pool: Place::Staged(job, 0), size: Bytes(64 << 20) };
     let a = c.engine.create(&c.owner, 1, &spec)?;
+    c.engine.publish(&c.lock()?, job, 0, pool, &name("a-pool")?)?;
     assert_eq!(a.size, c.engine.rounded(Bytes(64 << 20))?, "a thin slab may promise more than there is");
     c.write(&a.place, "x")?;
     c.engine.publish(&c.lock()?, job, 1, a.id, &name("a")?)?;
+    let lease =
+        lock::slab_leases(&c.locks, &[("a", lock::Mode::Exclusive)], Duration::ZERO, &Cancel::default())?;
+    c.engine.resize(lease.first().ok_or("no lease")?, &public("a-pool")?, Bytes(64 << 20))?;
+    let pooled = c.engine.look(&public("a-pool")?)?.ok_or("gone")?;
+    assert_eq!((pooled.kind, pooled.size), (Kind::Pool, c.engine.rounded(Bytes(64 << 20))?));
     let saved = c.engine.create(&c.owner, 2, &Spec::Clone(name("a")?))?;
     c.write(&public("a")?, "y")?;
     assert_eq!(c.read(&saved.place)?.as_deref(), Some("x"), "a clone is of its moment");

@@ -68,6 +68,10 @@ impl<E: Engine> Engine for Faulty<E> {
         self.inner.lock_backend()
     }
 
+    fn reads_zero(&self) -> bool {
+        self.inner.reads_zero()
+    }
+
     pass! { read:
         usage() -> Result<Usage>;
         header() -> Result<Option<Vec<u8>>>;

@@ -10,7 +10,7 @@ use crate::sys::effect::{Effect, step};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,6 +19,8 @@ struct Node {
     id: Identity,
     kind: Kind,
     slab: Option<Arc<File>>,
+    /// The pool it lies in.
+    pool: Option<Identity>,
     changed: i64,
 }
 
@@ -47,6 +49,25 @@ fn key(at: &Place) -> String {
 
 fn record_key(record: Record) -> &'static str {
     if record == Record::Intent { "intent" } else { "commit" }
+}
+
+fn cannot<T>(what: &'static str) -> Result<T> {
+    Err(EngineError::Unsupported { engine: "mem", what })
+}
+
+/// A file that has no name.
+fn slab(size: Bytes) -> std::io::Result<Arc<File>> {
+    let f = File::from(rustix::fs::memfd_create("slab", rustix::fs::MemfdFlags::CLOEXEC)?);
+    f.set_len(size.0)?;
+    Ok(Arc::new(f))
+}
+
+fn copied(from: &File) -> std::io::Result<Arc<File>> {
+    let mut bytes = vec![0; usize::try_from(from.metadata()?.len()).unwrap_or(0)];
+    from.read_exact_at(&mut bytes, 0)?;
+    let to = slab(Bytes(0))?;
+    to.write_all_at(&bytes, 0)?;
+    Ok(to)
 }
 
 fn io_error(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> EngineError {
@@ -132,10 +153,14 @@ impl State {
         Ok(())
     }
 
-    fn insert(&mut self, path: String, kind: Kind, slab: Option<Arc<File>>) {
+    fn insert(&mut self, path: String, kind: Kind, slab: Option<Arc<File>>, pool: Option<Identity>) {
         self.last += 1;
         let id = Identity { ino: self.last, born: 0 };
-        self.nodes.insert(path, Node { id, kind, slab, changed: now() });
+        self.nodes.insert(path, Node { id, kind, slab, pool, changed: now() });
+    }
+
+    fn node(&self, at: &Place) -> Result<&Node> {
+        self.nodes.get(&key(at)).ok_or_else(|| EngineError::Absent(at.to_string()))
     }
 }
 
@@ -275,21 +300,22 @@ impl Engine for MemEngine {
             if s.nodes.contains_key(&key(&at)) {
                 return Err(EngineError::Exists(at.to_string()));
             }
-            let (kind, slab) = match spec {
-                Spec::File(size) => {
-                    let fd = rustix::fs::memfd_create("slab", rustix::fs::MemfdFlags::CLOEXEC)
-                        .map_err(|e| io_error(&at)(e.into()))?;
-                    let f = File::from(fd);
-                    f.set_len(size.0).map_err(io_error(&at))?;
-                    (Kind::File, Some(Arc::new(f)))
-                }
-                Spec::Dir => (Kind::Dir, None),
-                Spec::Link(t) => (Kind::Link(t.clone()), None),
-                Spec::Pool(_) | Spec::Thin { .. } | Spec::Clone(_) => {
-                    return Err(EngineError::Unsupported { engine: "mem", what: "make pools" });
+            let slab = |size: &Bytes| slab(*size).map(Some).map_err(io_error(&at));
+            let (kind, slab, pool) = match spec {
+                Spec::File(size) => (Kind::File, slab(size)?, None),
+                Spec::Dir => (Kind::Dir, None, None),
+                Spec::Link(t) => (Kind::Link(t.clone()), None, None),
+                Spec::Pool(size) => (Kind::Pool, slab(size)?, None),
+                Spec::Thin { pool, size } => (Kind::File, slab(size)?, Some(s.node(pool)?.id)),
+                Spec::Clone(of) => {
+                    let node = s.node(&Place::Public(of.clone()))?;
+                    let (Some(from), Some(pool)) = (&node.slab, node.pool) else {
+                        return cannot("clone what is not in a pool");
+                    };
+                    (Kind::File, Some(copied(from).map_err(io_error(&at))?), Some(pool))
                 }
             };
-            s.insert(key(&at), kind, slab);
+            s.insert(key(&at), kind, slab, pool);
             Ok(())
         })?;
         self.look(&at)?.ok_or_else(|| EngineError::Absent(at.to_string()))
@@ -328,7 +354,7 @@ impl Engine for MemEngine {
 
     fn resize(&self, _lease: &SlabLease, at: &Place, to: Bytes) -> Result<()> {
         self.change(Effect::Truncate, &key(at), |s| {
-            let slab = s.nodes.get(&key(at)).and_then(|n| n.slab.clone());
+            let slab = s.node(at)?.slab.clone();
             let slab = slab.ok_or_else(|| EngineError::Absent(at.to_string()))?;
             slab.set_len(to.0).map_err(io_error(at))
         })
@@ -464,6 +490,10 @@ impl Engine for MemEngine {
     fn purge(&self, _owner: &OwnerLease, grave: &Grave) -> Result<()> {
         let k = key(&Place::Dead(*grave));
         self.change(Effect::Unlink, &k, |s| {
+            let id = s.nodes.get(&k).map(|n| n.id);
+            if id.is_some() && s.nodes.values().any(|n| n.pool == id) {
+                return Err(EngineError::InUse { what: k.clone(), by: "slabs in it".to_owned() });
+            }
             drop(s.take(&k));
             Ok(())
         })

@@ -178,9 +178,9 @@ pub enum Spec {
     Link(String),
     /// Space that several slabs share as they are written.
     Pool(Bytes),
-    /// A slab in a pool. It reads zero.
+    /// A slab in a pool, which may be staged itself. It reads zero.
     Thin {
-        pool: Name,
+        pool: Place,
         size: Bytes,
     },
     /// A slab that reads as another one in a pool does now, and shares its space.
@@ -317,6 +317,10 @@ pub trait Engine: Debug + Send + Sync {
     /// Probed by doing, in a staging area of `owner`; not needed for any other call to work.
     fn capabilities(&self, owner: &OwnerLease) -> Result<Capabilities>;
     fn usage(&self) -> Result<Usage>;
+    /// Whether new slabs outside pools read zero. Where they do not, their job sees to it.
+    fn reads_zero(&self) -> bool {
+        true
+    }
     /// The size of a slab that is asked for with this size: storage gives space in pieces.
     fn rounded(&self, size: Bytes) -> Result<Bytes> {
         Ok(size)

@@ -5,7 +5,7 @@
 
 use super::event::What;
 use super::{Domain, Job, Result, settle};
-use crate::engine::{Finished, Grave, Object, Place};
+use crate::engine::{Finished, Grave, Kind, Object, Place};
 use crate::lock::{self, JobId, LockError};
 use crate::sys::Bytes;
 use serde::Serialize;
@@ -62,7 +62,10 @@ pub fn plan(domain: &Domain, policy: &Policy) -> Result<Vec<Finding>> {
     for job in domain.engine.jobs()? {
         out.push(of_job(domain, job)?);
     }
-    for o in domain.engine.dead()? {
+    let mut dead = domain.engine.dead()?;
+    // What lies in a pool goes before it.
+    dead.sort_by_key(|o| o.kind == Kind::Pool);
+    for o in dead {
         if let Place::Dead(grave) = o.place {
             out.push(of_grave(domain, policy, grave, o)?);
         }

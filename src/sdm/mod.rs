@@ -22,6 +22,7 @@ pub use domain::Domain;
 pub use job::{Job, Jobs};
 pub use work::Work;
 
+use crate::data::DataError;
 use crate::engine::EngineError;
 use crate::lock::{JobId, LockError};
 use crate::sys::Class;
@@ -33,6 +34,8 @@ pub enum SdmError {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Lock(#[from] LockError),
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// A lock is busy and we know by whom.
     #[error("{what} is locked by {holder}")]
     Held { what: String, holder: String },
@@ -74,6 +77,7 @@ impl SdmError {
         match self {
             SdmError::Engine(e) => e.class(),
             SdmError::Lock(e) => e.class(),
+            SdmError::Data(e) => e.class(),
             SdmError::Held { .. } | SdmError::Running(_) => Class::Busy,
             SdmError::NotADomain { .. } => Class::NotFound,
             SdmError::WrongDomain { .. }
@@ -81,7 +85,9 @@ impl SdmError {
             | SdmError::Copied { .. }
             | SdmError::OtherHost { .. }
             | SdmError::OtherLock { .. } => Class::Refused,
-            SdmError::TooNew { .. } | SdmError::Features { .. } => Class::Unsupported,
+            SdmError::TooNew { .. } | SdmError::Features { .. } => {
+                Class::Unsupported
+            }
             SdmError::BadRecord { .. } => Class::Integrity,
             SdmError::Fenced(_) => Class::Cancelled,
             SdmError::Io { source, .. } => Class::of_io(source),

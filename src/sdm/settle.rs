@@ -4,7 +4,7 @@
 use super::event::What;
 use super::record::{self, Commit, Intent, Step};
 use super::{Domain, Job, Result, SdmError, work};
-use crate::engine::{Engine, EngineError, Grave, Name, Place, Record};
+use crate::engine::{Engine, EngineError, Grave, Kind, Name, Place, Record};
 use crate::lock::{self, DomainLock, JobId, LockError, OwnerLease};
 use std::time::Duration;
 
@@ -138,7 +138,9 @@ pub(super) fn clean_up(domain: &Domain, owner: &OwnerLease, by: &Job) {
     let mut errors = Vec::new();
     match engine.dead() {
         Err(e) => errors.push(e),
-        Ok(dead) => {
+        Ok(mut dead) => {
+            // What lies in a pool goes before it.
+            dead.sort_by_key(|o| o.kind == Kind::Pool);
             for o in dead {
                 if let Place::Dead(grave) = o.place
                     && grave.job == owner.job()

@@ -4,6 +4,7 @@
 use super::event::What;
 use super::record::{self, Commit, FORMAT, Intent, Step};
 use super::{Domain, Job, Result, SdmError, settle};
+use crate::data;
 use crate::engine::{Access, Engine, EngineError, Grave, Identity, Name, Object, Place, Record, Spec};
 use crate::lock::{self, DomainLock, JobId, LockError, OwnerLease};
 use crate::sys::effect::bug;
@@ -136,7 +137,16 @@ impl<'a> Work<'a> {
 
     /// A new slab that reads zero, open for writing.
     pub fn file(&mut self, size: Bytes) -> Result<Slab> {
-        let slab = self.stage(|e, o, n| Ok(e.create(o, n, &Spec::File(size))?.id))?;
+        let slab = self.slab(&Spec::File(size))?;
+        if let Some(file) = slab.file.as_ref().filter(|_| !self.domain.engine.reads_zero()) {
+            data::zero(file, &self.job.watch())?;
+        }
+        Ok(slab)
+    }
+
+    /// A new slab, open for writing.
+    pub fn slab(&mut self, spec: &Spec) -> Result<Slab> {
+        let slab = self.stage(|e, o, n| Ok(e.create(o, n, spec)?.id))?;
         self.open(slab)
     }
 
@@ -146,6 +156,16 @@ impl<'a> Work<'a> {
         slab.file =
             Some(file.map_err(|source| SdmError::Io { what: slab.path.display().to_string(), source })?);
         Ok(slab)
+    }
+
+    /// Space for slabs of this job, and later for others.
+    pub fn pool(&mut self, size: Bytes) -> Result<Slab> {
+        self.stage(|e, o, n| Ok(e.create(o, n, &Spec::Pool(size))?.id))
+    }
+
+    /// Where a staged slab of this job is.
+    pub fn place(&self, slab: &Slab) -> Place {
+        Place::Staged(self.job.id, slab.n)
     }
 
     /// A new directory; what is put below its path is published with it.

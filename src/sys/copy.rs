@@ -67,6 +67,12 @@ pub fn punch(file: &File, range: &Range<u64>) -> io::Result<()> {
     rustix::fs::fallocate(file, mode, range.start, range.end - range.start).map_err(Into::into)
 }
 
+/// Writes zeroes, or has a block device do it.
+pub fn zero(file: &File, range: &Range<u64>) -> io::Result<()> {
+    let mode = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(file, mode, range.start, range.end - range.start).map_err(Into::into)
+}
+
 /// Reserves space for `0..len` and sets the size; `false` when the file system does not offer it.
 pub fn reserve(file: &File, len: u64) -> io::Result<bool> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {

@@ -38,6 +38,7 @@ pub(super) enum Change {
         volume: String,
         from: Bytes,
         to: Bytes,
+        pool: bool,
     },
     Remove {
         volume: String,
@@ -65,7 +66,7 @@ impl Change {
     pub(super) fn commits(&self) -> RangeInclusive<u64> {
         match self {
             Change::Create { how: How::Linear(_), .. } | Change::Remove { thin: false, .. } => 1..=1,
-            Change::Create { .. } | Change::Remove { .. } => 1..=4,
+            Change::Create { .. } | Change::Remove { .. } | Change::Resize { pool: true, .. } => 1..=4,
             Change::Device { .. } => 0..=0,
             _ => 1..=1,
         }
@@ -241,7 +242,7 @@ impl Group {
                 }
                 Tool::LvCreate
             }
-            Change::Resize { volume, from, to } => {
+            Change::Resize { volume, from, to, .. } => {
                 say(if to > from { &[] } else { &["--force"] });
                 say(&["--size", &format!("{}b", to.0), &self.path(volume)]);
                 if to > from { Tool::LvExtend } else { Tool::LvReduce }

@@ -48,8 +48,8 @@ fn the_sudoers_file_allows_the_commands_we_give_and_no_others() {
             create(How::Pool(Bytes(4 << 20))),
             create(How::Thin { pool: "img-one-5-pool".to_owned(), size: Bytes(1 << 40) }),
             create(How::Snapshot(image.clone())),
-            Change::Resize { volume: image.clone(), from: Bytes(1), to: Bytes(2) },
-            Change::Resize { volume: image.clone(), from: Bytes(2), to: Bytes(1) },
+            Change::Resize { volume: image.clone(), from: Bytes(1), to: Bytes(2), pool: false },
+            Change::Resize { volume: image.clone(), from: Bytes(2), to: Bytes(1), pool: false },
             Change::Remove { volume: dead.clone(), thin: false },
             Change::Device { volume: at, on: true },
         ]

@@ -30,6 +30,10 @@ impl Engine for LvmEngine {
         Ok(Usage { total: v.size, free: v.free, used: Bytes(v.size.0.saturating_sub(v.free.0)) })
     }
 
+    fn reads_zero(&self) -> bool {
+        false
+    }
+
     fn rounded(&self, size: Bytes) -> Result<Bytes> {
         Ok(Self::whole(&self.group.view()?, size))
     }
@@ -164,9 +168,8 @@ impl Engine for LvmEngine {
             return Err(EngineError::Exists(at.to_string()));
         }
         // A pool is where thin volumes are made: on the host that has it active.
-        let volume = |name: &Name| {
-            let v = view.at(&Place::Public(name.clone()));
-            let v = v.ok_or_else(|| EngineError::Absent(name.to_string()))?;
+        let volume = |place: &Place| {
+            let v = view.at(place).ok_or_else(|| EngineError::Absent(place.to_string()))?;
             self.nobody_else(&view, v, Access::Write).map(|()| v)
         };
         let (how, needs) = match spec {
@@ -176,7 +179,7 @@ impl Engine for LvmEngine {
                 (How::Thin { pool: volume(pool)?.name.clone(), size: Self::whole(&view, *size) }, Bytes(0))
             }
             Spec::Clone(of) => {
-                let v = volume(of)?;
+                let v = volume(&Place::Public(of.clone()))?;
                 if v.pool.is_none() {
                     return cannot("clone a volume outside a pool");
                 }
@@ -214,7 +217,7 @@ impl Engine for LvmEngine {
         if v.pool.is_none() {
             Self::room(&view, Bytes(to.0.saturating_sub(v.size.0)), at)?;
         }
-        let change = Change::Resize { volume: v.name.clone(), from: v.size, to };
+        let change = Change::Resize { volume: v.name.clone(), from: v.size, to, pool: v.is_pool };
         let after = self.commit(&lock, &view, &[change])?;
         match after.at(at) {
             Some(v) if v.size == to => Ok(()),
