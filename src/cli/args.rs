@@ -25,7 +25,7 @@ fn domains() -> Arg {
 }
 
 fn one_domain() -> Arg {
-    domains().num_args(1).required(true).help("directory, domain id or datastore number")
+    domains().num_args(1).required(true).help("directory, /dev/GROUP, domain id or datastore number")
 }
 
 fn noun(name: &'static str, about: &'static str, verbs: impl IntoIterator<Item = Command>) -> Command {
@@ -162,11 +162,11 @@ fn domain() -> Command {
         "storage domains",
         [
             Command::new("init")
-                .about("make a directory a storage domain")
+                .about("make a directory, or a volume group (/dev/GROUP), a storage domain")
                 .arg(
                     arg(
                         "lock",
-                        "what keeps its users apart: ofd (the default), or sanlock for several hosts",
+                        "what keeps its users apart: ofd (the default for directories), or sanlock for several hosts",
                     )
                     .value_name("KIND")
                     .value_parser(["ofd", "sanlock"]),

@@ -22,7 +22,7 @@ impl Role {
     /// Families of driver names, in each ours first; the others are stock names that behave the same.
     pub fn families(self) -> &'static [&'static [&'static str]] {
         match self {
-            Role::Datastore => &[&["sdm", "fs"]],
+            Role::Datastore => &[&["sdm", "fs", "lvm"]],
             Role::Tm => &[&["sdm_shared", "shared", "qcow2"], &["sdm_local", "local", "ssh"]],
         }
     }
@@ -474,7 +474,7 @@ mod tests {
         assert_eq!(says("datastore/fs/cp"), "cp");
         assert!(says("datastore/fs/cpx").contains("there are clone, cp, export"));
         assert!(says("datastore/fs/cp.ssh").contains("no such verb"), "variants match exactly, too");
-        assert!(says("datastore/nfs/cp").contains("there are sdm, fs"));
+        assert!(says("datastore/nfs/cp").contains("there are sdm, fs, lvm"));
         assert!(says("datastore/fs/restore").contains("not supported yet"));
         assert_eq!((says("tm/shared/clone"), says("tm/qcow2/clone.ssh")), ("clone".into(), "clone".into()));
         assert!(says("tm/shared/clone.replica").contains("no such verb"));

@@ -10,10 +10,10 @@ use crate::host::{self, Handler, Hosts, Program};
 use crate::lock::{JobId, sanlock};
 use crate::obs::journal;
 use crate::obs::jsonl::Log;
-use crate::one::{self, DsCall, DsDump, DsRequest, Migrate, RpcOptions, TmCall};
+use crate::one::{self, DsCall, DsDump, DsRequest, Migrate, RpcOptions, TmCall, volume};
 use crate::sdm::job::{Topic, Waits};
 use crate::sdm::work::text;
-use crate::sdm::{Domain, Job, Jobs, SdmError, gc, known};
+use crate::sdm::{Domain, Groups, Job, Jobs, SdmError, gc, group, known};
 use crate::sys::{Cancel, Class, Tool, Tools, driver, signal, user};
 use crate::verb::tm::front::{self, Driver, Front};
 use crate::verb::tm::serve::Server;
@@ -62,6 +62,21 @@ impl World {
         verb::gc_policy(&self.config.settings)
     }
 
+    /// How this host opens volume groups.
+    pub fn groups(&self) -> Groups {
+        Groups::new(&self.config.settings, &self.tools, &self.jobs.cancel)
+    }
+
+    /// The domain at a place, a directory or `/dev/<group>`, for changing it.
+    pub fn open(&self, place: &Path) -> Result<Domain, SdmError> {
+        self.groups().open_at(place)
+    }
+
+    /// The same without asking whether it may be changed.
+    pub fn inspect(&self, place: &Path) -> Result<Domain, SdmError> {
+        self.groups().inspect_at(place)
+    }
+
     /// How hosts are reached.
     pub fn hosts<'a>(&'a self, handler: &'a dyn Handler) -> Hosts<'a> {
         let s = &self.config.settings;
@@ -97,6 +112,10 @@ impl World {
         let doc = &req.datastore;
         let share = verb::share(doc)?;
         let open = |dir: &Path, ds: i64| {
+            if let Some(group) = group::group_of(dir) {
+                let d = self.groups().open(group)?;
+                return known::expected(&self.paths.state, &ds.to_string(), dir, d);
+            }
             let what = || dir.display().to_string();
             user::become_owner(dir).map_err(|source| SdmError::Io { what: what(), source })?;
             let (state, key) = (&self.paths.state, ds.to_string());
@@ -200,7 +219,8 @@ impl World {
     fn make_room(&self, open: &verb::Open<'_>, req: &DsRequest, job: &Job) -> bool {
         let policy = gc::Policy { short: true, ..self.gc_policy() };
         let ds = &req.datastore;
-        let freed = open(&ds.dir(), ds.id).and_then(|d| gc::collect(&d, job, &policy));
+        let place = if ds.is_block() { volume::group(ds.id) } else { ds.dir() };
+        let freed = open(&place, ds.id).and_then(|d| gc::collect(&d, job, &policy));
         freed.is_ok_and(|r| r.done.iter().any(|f| f.bytes.0 > 0))
     }
 }

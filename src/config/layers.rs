@@ -197,7 +197,7 @@ fn place(key: &str, path: &Path, variable: &'static str) -> Entry {
 }
 
 /// Sections that say how this host works; a datastore cannot change them.
-const HOST_ONLY: &[&str] = &["paths.", "sanlock.", "job.", "log.", "tools.", "fs.options.", "ssh."];
+const HOST_ONLY: &[&str] = &["paths.", "sanlock.", "lvm.", "job.", "log.", "tools.", "fs.options.", "ssh."];
 
 /// `ONESDM_LOCK_WAIT` is `lock.wait`, for the keys a datastore may set.
 pub(super) fn attribute_entries(

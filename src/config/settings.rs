@@ -13,6 +13,7 @@ pub struct Settings {
     pub paths: Paths,
     pub lock: LockSettings,
     pub sanlock: SanlockSettings,
+    pub lvm: LvmSettings,
     pub trash_keep: Duration,
     pub job: JobSettings,
     pub log: LogSettings,
@@ -70,6 +71,12 @@ pub struct SanlockSettings {
     pub host_id: u32,
     pub io_timeout: Duration,
     pub without_watchdog: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct LvmSettings {
+    /// Empty: those of the host's own configuration.
+    pub devices: Vec<PathBuf>,
 }
 
 #[derive(Clone, Debug)]
@@ -164,6 +171,9 @@ impl Settings {
                 host_id: v.get("sanlock.host_id")?,
                 io_timeout: v.get("sanlock.io_timeout")?,
                 without_watchdog: v.get("sanlock.without_watchdog")?,
+            },
+            lvm: LvmSettings {
+                devices: v.get::<Words>("lvm.devices")?.0.into_iter().map(PathBuf::from).collect(),
             },
             trash_keep: v.get("trash.keep")?,
             job: JobSettings { done_max: v.get("job.done_max")?, done_days: v.get("job.done_days")? },

@@ -46,6 +46,12 @@ pub enum OneError {
     OtherVm { path: PathBuf, found: u32, want: u32 },
     #[error("image source {source_text:?} is not a file directly in datastore directory {base:?}: {why}")]
     Source { source_text: String, base: String, why: &'static str },
+    #[error(
+        "image source {source_text:?} is no image on a volume group (vg-one-<datastore>/img-one-<image>)"
+    )]
+    NoVolume { source_text: String },
+    #[error("image source {source_text:?} is not in the volume group of datastore {ds}, vg-one-{ds}")]
+    OtherGroup { source_text: String, ds: i64 },
     #[error("image path {path:?} {why}")]
     Path { path: String, why: &'static str },
     #[error(
@@ -118,6 +124,7 @@ impl OneError {
             | Self::BadSession { .. }
             | Self::Authorities { .. }
             | Self::Monitord { .. }
+            | Self::NoVolume { .. }
             | Self::Path { .. } => Class::Usage,
             Self::Scheme { .. } | Self::Verb { .. } => Class::Unsupported,
             Self::OnedUnreachable { .. } | Self::Datagram { .. } | Self::OnedAnswer { .. } => Class::Remote,
@@ -128,7 +135,9 @@ impl OneError {
                 0x400 => Class::NotFound,
                 _ => Class::Remote,
             },
-            Self::Source { .. } | Self::Restricted { .. } | Self::Kind { .. } => Class::Refused,
+            Self::Source { .. } | Self::OtherGroup { .. } | Self::Restricted { .. } | Self::Kind { .. } => {
+                Class::Refused
+            }
             // What the user wrote cannot be a file, whatever is on storage.
             Self::Open { source, .. } if is_bad_path(source) => Class::Usage,
             Self::Stdin { source } | Self::Open { source, .. } | Self::Session { source, .. } => {

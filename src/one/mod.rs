@@ -14,6 +14,7 @@ mod request;
 mod tm;
 mod url;
 mod vm;
+pub mod volume;
 mod xml;
 mod xmlrpc;
 
@@ -33,6 +34,7 @@ pub use tm::{
 };
 pub use url::{ImagePath, image_path};
 pub use vm::{Disk, DiskSnapshots, History, Snapshot, Vm, lcm, state};
+pub use volume::Volume;
 pub use xmlrpc::RpcOptions;
 #[cfg(feature = "failpoints")]
 pub use xmlrpc::read_answer;

@@ -1,7 +1,7 @@
 //! A storage domain: an engine, its locks, and the header that says which domain it is.
 
 use super::record::{self, FORMAT, Header};
-use super::{Result, SdmError};
+use super::{Result, SdmError, group};
 use crate::engine::file::FileEngine;
 use crate::engine::lvm::LvmEngine;
 use crate::engine::mem::MemEngine;
@@ -17,8 +17,9 @@ use std::path::Path;
 /// a program without it would lock past everybody.
 const FEATURES: [&str; 1] = [sanlock::NAME];
 
-/// The engine of directories, as the header names it.
+/// Engines, as the header names them.
 const FILE: &str = "file";
+const LVM: &str = "lvm";
 
 const COPIED: &str = "a copy with locks of several hosts cannot get an id of its own; remove `.sdm/domain.json` \
      and `.sdm/sanlock` of the copy, and make it a domain anew";
@@ -26,7 +27,7 @@ const COPIED: &str = "a copy with locks of several hosts cannot get an id of its
 /// A domain, open.
 #[derive(Debug)]
 pub struct Domain {
-    /// As people name it: the directory.
+    /// As people name it: the directory, or `/dev/<group>`.
     pub place: String,
     pub header: Header,
     pub engine: Box<dyn Engine>,
@@ -45,6 +46,11 @@ impl Domain {
 
     /// Where locks do not reach other hosts, the first host that opens a domain to change it is the only one.
     fn one_host(&self, claim: bool) -> Result<()> {
+        if self.header.engine == LVM
+            && let Some(host) = self.header.host.as_ref().filter(|h| **h != this_host())
+        {
+            return Err(SdmError::OnlyHost { place: self.place.clone(), host: host.clone() });
+        }
         if self.header.lock == sanlock::NAME || self.header.engine != FILE {
             return Ok(());
         }
@@ -54,8 +60,7 @@ impl Domain {
             Locks::Local | Locks::Shared => return Ok(()),
             Locks::Alone(why) | Locks::None(why) => why,
         };
-        let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-        let me = format!("{} {}", obs::host(), id.trim()).trim_end().to_owned();
+        let me = this_host();
         let host = match FileEngine::open(path)?.only_host(claim.then_some(&me)) {
             // Who cannot write changes nothing.
             Err(EngineError::Io { source, .. })
@@ -158,39 +163,48 @@ impl Domain {
         if new_id {
             header.id = uuid::Uuid::now_v7();
         }
+        header.host = header.host.map(|_| this_host());
         self.engine.put_header(&record::encode("domain.json", &header)?)?;
         Ok(header)
     }
 
     /// A domain in memory. Clones of the engine and the locks are other hosts on the same storage.
     pub fn in_memory(engine: &MemEngine, locks: &MemLocks) -> Result<Domain> {
-        Self::on(Box::new(engine.clone()), Box::new(locks.clone()), "memory")
+        let (engine, place) = (Box::new(engine.clone()), "memory".to_owned());
+        if engine.header()?.is_none() {
+            init(&*engine, locks.name())?;
+        }
+        let header =
+            read_header(&*engine, &place)?.ok_or_else(|| SdmError::NotADomain { place: place.clone() })?;
+        Ok(Domain { place, header, engine, locks: Box::new(locks.clone()) })
     }
 
     /// The domain in a volume group, made if there is none. The engine has the same locks.
     pub fn in_group(engine: LvmEngine, locks: Box<dyn LockBackend>) -> Result<Domain> {
-        let place = format!("volume group {}", engine.group());
         if engine.header()?.is_none() {
             init(&engine, locks.name())?;
         }
-        if let Some(header) = read_header(&engine, &place)? {
+        if let Some(header) = read_header(&engine, engine.group())? {
             engine.mark(header.id)?;
         }
-        let d = Self::on(Box::new(engine), locks, &place)?;
+        let d = Self::inspect_group(engine, locks)?;
         d.usable()?;
         Ok(d)
     }
 
-    /// The domain on any engine, made if there is none.
-    fn on(engine: Box<dyn Engine>, locks: Box<dyn LockBackend>, place: &str) -> Result<Domain> {
-        if engine.header()?.is_none() {
-            init(&*engine, locks.name())?;
-        }
-        let place = place.to_owned();
+    /// The domain in a volume group, without asking whether it may be changed.
+    pub fn inspect_group(engine: LvmEngine, locks: Box<dyn LockBackend>) -> Result<Domain> {
+        let place = group::place(engine.group());
         let header =
-            read_header(&*engine, &place)?.ok_or_else(|| SdmError::NotADomain { place: place.clone() })?;
-        Ok(Domain { place, header, engine, locks })
+            read_header(&engine, &place)?.ok_or_else(|| SdmError::NotADomain { place: place.clone() })?;
+        Ok(Domain { place, header, engine: Box::new(engine), locks })
     }
+}
+
+/// This machine, as long as it is neither renamed nor installed anew.
+fn this_host() -> String {
+    let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    format!("{} {}", obs::host(), id.trim()).trim_end().to_owned()
 }
 
 fn init(engine: &dyn Engine, lock: &str) -> Result<()> {
@@ -203,6 +217,8 @@ fn init(engine: &dyn Engine, lock: &str) -> Result<()> {
         incompat: FEATURES.iter().filter(|f| **f == lock).map(|f| (*f).to_owned()).collect(),
         engine: engine.name().to_owned(),
         lock: lock.to_owned(),
+        // Leases on the storage itself are seen by all hosts that see it; others of a group by one.
+        host: (engine.name() == LVM && lock != sanlock::NAME).then(this_host),
         area,
         created: obs::now(),
     };

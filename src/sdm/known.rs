@@ -97,6 +97,21 @@ pub fn open(state: &Path, ds_id: Option<&str>, path: &Path) -> Result<Domain> {
     Ok(domain)
 }
 
+/// The domain of a datastore that is a volume group, if it is the one that was known.
+pub fn expected(state: &Path, ds_id: &str, path: &Path, domain: Domain) -> Result<Domain> {
+    match get(state, ds_id, path) {
+        Some(k) if k.domain != domain.header.id => {
+            let (expected, found) = (k.domain.to_string(), domain.header.id.to_string());
+            Err(SdmError::WrongDomain { place: domain.place, expected, found })
+        }
+        Some(_) => Ok(domain),
+        None => {
+            note(state, ds_id, path, domain.header.id, false);
+            Ok(domain)
+        }
+    }
+}
+
 /// Whether other hosts see a datastore's storage, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {

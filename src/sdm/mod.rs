@@ -8,6 +8,7 @@ pub mod check;
 pub mod domain;
 pub mod event;
 pub mod gc;
+pub mod group;
 pub mod job;
 pub mod known;
 #[cfg(test)]
@@ -19,6 +20,7 @@ pub mod totals;
 pub mod work;
 
 pub use domain::Domain;
+pub use group::Groups;
 pub use job::{Job, Jobs};
 pub use work::Work;
 
@@ -62,6 +64,13 @@ pub enum SdmError {
          when that host does not work on it any more, remove .sdm/host there"
     )]
     OtherHost { place: String, host: String, why: &'static str },
+    /// Its locks are those of one host.
+    #[error(
+        "only host {host} may work on {place}: its locks are that host's own; when it does not work on it any more, `onesdm domain adopt` here"
+    )]
+    OnlyHost { place: String, host: String },
+    #[error("{place}: a volume group cannot have {what} yet; nothing was changed")]
+    Group { place: String, what: &'static str },
     #[error("record {what} is damaged: {why}")]
     BadRecord { what: String, why: String },
     #[error("job {0} is running already")]
@@ -84,8 +93,9 @@ impl SdmError {
             | SdmError::NotMounted { .. }
             | SdmError::Copied { .. }
             | SdmError::OtherHost { .. }
+            | SdmError::OnlyHost { .. }
             | SdmError::OtherLock { .. } => Class::Refused,
-            SdmError::TooNew { .. } | SdmError::Features { .. } => {
+            SdmError::Group { .. } | SdmError::TooNew { .. } | SdmError::Features { .. } => {
                 Class::Unsupported
             }
             SdmError::BadRecord { .. } => Class::Integrity,

@@ -101,6 +101,9 @@ pub struct Header {
     pub incompat: Vec<String>,
     pub engine: String,
     pub lock: String,
+    /// The only host whose locks these are, where others do not see them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// What the engine says its area is; another value means copied or restored.
     pub area: u64,
     pub created: String,

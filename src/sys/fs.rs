@@ -68,6 +68,12 @@ impl Dir {
         &self.path
     }
 
+    /// A new file without a name, which goes with its last user.
+    pub fn unnamed(&self) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        Ok(fs::openat(&self.fd, ".", flags, Mode::from_raw_mode(0o600)).map(File::from)?)
+    }
+
     fn beneath(&self, rel: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
         let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
         loop {

@@ -51,15 +51,19 @@ impl Blank {
             return Ok(slab);
         }
         let slab = work.file(size)?;
-        if let Some((tool, args)) = &self.mkfs {
-            job.phase("making the file system");
-            run_mkfs(ctx, job, work, *tool, args, &slab.path)?;
-        }
+        self.fill(ctx, job, work, &slab)?;
         if self.format == Format::Qcow2 {
             let how = Conversion { from: Format::Raw, to: Format::Qcow2, size, sparse };
             return fill::converted(ctx, job, work, &slab.path, how);
         }
         Ok(slab)
+    }
+
+    /// Puts what is wanted into a slab that reads zero.
+    pub fn fill(&self, ctx: &Ctx<'_>, job: &Job, work: &Work<'_>, slab: &Slab) -> Result<()> {
+        let Some((tool, args)) = &self.mkfs else { return Ok(()) };
+        job.phase("making the file system");
+        run_mkfs(ctx, job, work, *tool, args, &slab.path)
     }
 }
 

@@ -113,6 +113,31 @@ pub(super) fn convert_as(
     how: Conversion,
     in_use: bool,
 ) -> Result<()> {
+    run(ctx, job, keep, (src, dst), how, (Target::Create, in_use))?;
+    made(dst, how.to, how.size)
+}
+
+/// Pours the disk that `src` shows into a slab that reads zero and is large enough.
+pub(super) fn pour(
+    ctx: &Ctx<'_>,
+    job: &Job,
+    keep: &[BorrowedFd<'_>],
+    (src, from): (&Path, Format),
+    dst: &Path,
+    size: Bytes,
+) -> Result<()> {
+    let how = Conversion { from, to: Format::Raw, size, sparse: true };
+    run(ctx, job, keep, (src, dst), how, (Target::Zeroed, false))
+}
+
+fn run(
+    ctx: &Ctx<'_>,
+    job: &Job,
+    keep: &[BorrowedFd<'_>],
+    (src, dst): (&Path, &Path),
+    how: Conversion,
+    (target, in_use): (Target, bool),
+) -> Result<()> {
     job.phase("converting");
     let watch = job.watch();
     watch.progress.total(how.size.0);
@@ -122,10 +147,10 @@ pub(super) fn convert_as(
         last = done.0;
     };
     let progress = Some(image::Progress { total: how.size, report: &mut report });
-    let args = Convert { target: Target::Create, sparse: how.sparse, in_use, options: &[], progress };
+    let args = Convert { target, sparse: how.sparse, in_use, options: &[], progress };
     ctx.qemu(job, keep).convert((src, how.from), (dst, how.to), args)?;
     job.method("convert");
-    made(dst, how.to, how.size)
+    Ok(())
 }
 
 /// The same into a new slab.

@@ -21,17 +21,27 @@ pub(super) fn lease_for(
     wanted: &[(&Name, Mode)],
     source: Option<&str>,
 ) -> Result<Vec<SlabLease>> {
+    let mut touched = Vec::new();
+    for (name, _) in wanted {
+        touched.extend([(*name).clone(), name.with_suffix(".snap")?, name.with_suffix(".md5sum")?]);
+    }
+    lease_of(domain, job, wanted, (&touched, source))
+}
+
+/// The same; `touched` are the names that lie under these leases.
+pub(super) fn lease_of(
+    domain: &Domain,
+    job: &Job,
+    wanted: &[(&Name, Mode)],
+    (touched, source): (&[Name], Option<&str>),
+) -> Result<Vec<SlabLease>> {
     let names: Vec<(&str, Mode)> = wanted.iter().map(|(n, m)| (n.as_str(), *m)).collect();
     let leases = lock::slab_leases(&*domain.locks, &names, job.jobs.waits.lock, job.cancel());
     let leases = leases.map_err(|e| match wanted.first() {
         Some((name, _)) => settle::holder_of(domain, name, e),
         None => e.into(),
     })?;
-    let mut touched = Vec::new();
-    for (name, _) in wanted {
-        touched.extend([(*name).clone(), name.with_suffix(".snap")?, name.with_suffix(".md5sum")?]);
-    }
-    settle::settle_names(domain, &touched, source, job)?;
+    settle::settle_names(domain, touched, source, job)?;
     Ok(leases)
 }
 

@@ -52,6 +52,7 @@ mod live_hostile;
 mod live_kill;
 mod local;
 mod lvm;
+mod lvmverbs;
 mod media;
 mod metrics;
 mod monitoring;

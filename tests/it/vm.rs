@@ -36,11 +36,11 @@ chmod 440 /etc/sudoers /etc/sudoers.d/*; chmod 4755 /usr/bin/sudo; chmod 1777 /t
 "#;
 
 /// Runs an ignored test of this program in a machine with these disks, as that account.
-pub fn test(name: &str, disks: &[&Path]) -> Output {
+pub fn test(name: &str, disks: &[&Path], programs: &[PathBuf]) -> Output {
     let program = std::env::current_exe().unwrap();
     let mut command = Command::new(script());
-    command.args(["run", "-t", "1200", "-f"]).arg(&program);
-    for f in SUDO {
+    command.args(["run", "-t", "1200", "-m", "1024", "-f"]).arg(&program);
+    for f in SUDO.iter().map(Path::new).chain(programs.iter().map(PathBuf::as_path)) {
         command.arg("-f").arg(f);
     }
     for d in disks {
@@ -48,7 +48,9 @@ pub fn test(name: &str, disks: &[&Path]) -> Output {
     }
     let sudoers = include_str!("../../packaging/sudoers");
     // What the test itself arranges; the engine has no such right.
-    let own = "oneadmin ALL=(root) NOPASSWD: /usr/sbin/vgcreate, /usr/sbin/vgremove, /usr/sbin/vgck";
+    let own = "oneadmin ALL=(root) NOPASSWD: /usr/sbin/vgcreate, /usr/sbin/vgremove, /usr/sbin/vgck, \
+               /usr/sbin/lvs --noheadings *, /usr/sbin/lvchange -K *, /usr/sbin/lvchange -an *, \
+               /usr/sbin/lvcreate -q -kn *";
     let full = std::env::var("ONESDM_FULL").unwrap_or_default();
     let run = format!(
         "{ACCOUNT}exec su oneadmin -c 'ONESDM_FULL={full} {} --exact --ignored --nocapture {name}'",
@@ -59,7 +61,13 @@ pub fn test(name: &str, disks: &[&Path]) -> Output {
 
 #[track_caller]
 pub fn passes(name: &str, disks: &[&Path]) {
-    let out = test(name, disks);
+    passes_with(name, disks, &[]);
+}
+
+/// The same, with programs that the test starts.
+#[track_caller]
+pub fn passes_with(name: &str, disks: &[&Path], programs: &[PathBuf]) {
+    let out = test(name, disks, programs);
     let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success() && said.contains("1 passed"), "{name}: {said}");
     println!("{said}");

@@ -6,7 +6,7 @@ use crate::cli::render;
 use crate::engine::Capabilities;
 use crate::lock::{JobId, LeaseId};
 use crate::sdm::record::Intent;
-use crate::sdm::{Domain, known, settle, work};
+use crate::sdm::{Domain, group, known, settle, work};
 use crate::sys::{Class, fs::Dir, user};
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
@@ -47,7 +47,7 @@ pub fn named(w: &World, m: &ArgMatches, arg: &str) -> Result<Vec<Domain>> {
     };
     paths
         .into_iter()
-        .map(|path| Domain::inspect(&path).with_context(|| format!("opening {}", path.display())))
+        .map(|path| w.inspect(&path).with_context(|| format!("opening {}", path.display())))
         .collect()
 }
 
@@ -62,6 +62,7 @@ pub fn run(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     let path = path_of(w, &arg)?;
     user::become_owner(&path).with_context(|| format!("becoming the owner of {}", path.display()))?;
     match verb {
+        "init" if group::group_of(&path).is_some() => init_group(w, &path, m, as_json),
         "init" => {
             let d = match m.get_one::<String>("lock") {
                 Some(kind) => Domain::init_dir_with(&path, kind),
@@ -69,19 +70,51 @@ pub fn run(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
             };
             tell(as_json, &d.with_context(|| format!("making {} a domain", path.display()))?)
         }
-        "show" => show(&path, as_json),
+        "show" => show(w, &path, as_json),
         "adopt" => {
-            let d = Domain::inspect(&path)?;
+            let d = w.inspect(&path)?;
             d.adopt(m.get_flag("new-id")).with_context(|| format!("adopting {}", path.display()))?;
             for (id, k) in all_known(w) {
                 if k.path == path {
                     known::forget(&w.paths.state, &id).context("forgetting the datastore's old domain")?;
                 }
             }
-            tell(as_json, &Domain::open_dir(&path)?)
+            tell(as_json, &w.open(&path)?)
         }
         _ => remove(w, &path, as_json),
     }
+}
+
+/// A group is taken over whole, by a decision: stock verbs would change it past our locks, and who the
+/// others are that use it is not to be seen from here.
+fn init_group(w: &World, path: &Path, m: &ArgMatches, as_json: bool) -> Result<u8> {
+    let group = group::group_of(path).unwrap_or_default();
+    let own = std::env::current_exe().context("looking for this program")?;
+    for role in ["datastore", "tm"] {
+        let verb = w.paths.remotes.join(role).join("lvm/clone");
+        let leads_here = verb.canonicalize().is_ok_and(|p| p == own) || is_shim(&verb, &own);
+        if verb.exists() && !leads_here {
+            let text = format!(
+                "{}: {} is a stock driver's, which would change the group past our locks; `onesdm install --replace lvm` first",
+                path.display(),
+                verb.display()
+            );
+            return Err(refuse(Class::Refused, text));
+        }
+    }
+    let Some(lock) = m.get_one::<String>("lock") else {
+        let text = format!(
+            "{}: which hosts use this group? `--lock ofd` when it is this one alone; several hosts need sanlock",
+            path.display()
+        );
+        return Err(refuse(Class::Usage, text));
+    };
+    let d = w.groups().init(group, lock).with_context(|| format!("making {} a domain", path.display()))?;
+    tell(as_json, &d)
+}
+
+fn is_shim(verb: &Path, program: &Path) -> bool {
+    std::fs::read_to_string(verb).is_ok_and(|t| t.len() < 4096 && t.contains(&*program.to_string_lossy()))
 }
 
 fn tell(as_json: bool, d: &Domain) -> Result<u8> {
@@ -95,7 +128,7 @@ fn tell(as_json: bool, d: &Domain) -> Result<u8> {
 
 fn list(w: &World, as_json: bool) -> Result<u8> {
     let known = all_known(w);
-    let state = |k: &known::Known| match Domain::open_dir(&k.path) {
+    let state = |k: &known::Known| match w.open(&k.path) {
         Ok(d) if d.header.id == k.domain => "ok".to_owned(),
         Ok(d) => format!("is domain {} now", d.header.id),
         Err(e) => e.to_string(),
@@ -130,8 +163,8 @@ pub fn capabilities(d: &Domain) -> Result<Capabilities> {
     Ok(caps?)
 }
 
-fn show(path: &Path, as_json: bool) -> Result<u8> {
-    let d = Domain::inspect(path)?;
+fn show(w: &World, path: &Path, as_json: bool) -> Result<u8> {
+    let d = w.inspect(path)?;
     let usable = d.usable();
     let locks = d.sanlock()?;
     // What the storage can do is found under a lock.
@@ -170,6 +203,12 @@ fn show(path: &Path, as_json: bool) -> Result<u8> {
 
 /// Takes the area away when it holds nothing that anybody needs.
 fn remove(w: &World, path: &Path, as_json: bool) -> Result<u8> {
+    if let Some(group) = group::group_of(path) {
+        let text = format!(
+            "{group}: a volume group is given back by hand, when no job and no tombstone is left: `lvremove {group}/sdm-meta`, and `vgchange --deltag` of its sdm.domain tag"
+        );
+        return Err(refuse(Class::Unsupported, text));
+    }
     let d = Domain::open_dir(path)?;
     let busy = d.engine.jobs()?.len();
     let dead = d.engine.dead()?.len();

@@ -10,7 +10,7 @@ use crate::sdm::check::{Problem, check as invariants};
 use crate::sdm::gc::{self, Action, Finding};
 use crate::sdm::job::Topic;
 use crate::sdm::record::Commit;
-use crate::sdm::{Domain, known, settle};
+use crate::sdm::{Domain, group, known, settle};
 use crate::sys::{Class, user};
 use anyhow::{Context as _, Result};
 use clap::ArgMatches;
@@ -44,7 +44,9 @@ pub fn collect(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
             text += &shown(&domain.place, &plan);
             docs.push(json!({ "domain": domain.place, "plan": plan }));
         } else {
-            user::become_owner(domain.place.as_ref()).context("becoming the owner of the domain")?;
+            if group::group_of(domain.place.as_ref()).is_none() {
+                user::become_owner(domain.place.as_ref()).context("becoming the owner of the domain")?;
+            }
             let topic =
                 Topic { verb: "gc".into(), domain: domain.place.clone(), quiet: true, ..Topic::default() };
             let job = w.jobs.start(JobId::generate(), topic);

@@ -30,7 +30,7 @@ fn wanted(w: &World, m: &ArgMatches) -> Result<Vec<Domain>> {
     };
     let mut out = Vec::new();
     for path in paths {
-        match Domain::open_dir(&path) {
+        match w.open(&path) {
             Ok(d) if d.header.lock == sanlock::NAME => out.push(d),
             Ok(d) if !all => {
                 let text = format!("{}: its locks ({}) have no members", d.place, d.header.lock);

@@ -9,7 +9,7 @@ use crate::engine::Usage;
 use crate::obs::metrics::{Page, publish};
 use crate::sdm::gc::{self, Action};
 use crate::sdm::totals::{Totals, float};
-use crate::sdm::{Domain, known::Known};
+use crate::sdm::{Groups, known::Known};
 use anyhow::{Context as _, Result};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use serde_json::json;
@@ -82,8 +82,8 @@ struct Look {
     objects: u32,
 }
 
-fn look(k: &Known, policy: &gc::Policy) -> Option<Look> {
-    let d = Domain::inspect(&k.path).ok()?;
+fn look(groups: &Groups, k: &Known, policy: &gc::Policy) -> Option<Look> {
+    let d = groups.inspect_at(&k.path).ok()?;
     d.usable().ok()?;
     let mut out = Look { usage: d.engine.usage().ok()?, garbage: 0, kept: 0, objects: 0 };
     for f in gc::plan(&d, policy).ok()? {
@@ -104,9 +104,9 @@ type Value = fn(&Look) -> f64;
 fn domains(w: &World, page: &mut Page) {
     let mut seen = Vec::new();
     for (id, k) in all_known(w) {
-        let policy = w.gc_policy();
+        let (policy, groups) = (w.gc_policy(), w.groups());
         let (known, path) = (k.clone(), k.path.display().to_string());
-        let found = within(PATIENCE, move || look(&known, &policy)).flatten();
+        let found = within(PATIENCE, move || look(&groups, &known, &policy)).flatten();
         seen.push((id, k.domain.to_string(), path, found));
     }
     let families: [(&str, &str, Value); 6] = [

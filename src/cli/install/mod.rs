@@ -16,7 +16,6 @@ use super::admin::all_known;
 use super::render;
 use super::table::{Role, VERBS, Verb};
 use super::world::World;
-use crate::sdm::Domain;
 use crate::sys::{Bytes, Class, path, shim, user};
 use crate::verb::{one_line, refuse};
 use anyhow::{Context as _, Result};
@@ -291,7 +290,7 @@ fn unfinished(w: &World) -> Vec<String> {
             continue;
         }
         let count = || -> Result<(usize, usize)> {
-            let d = Domain::inspect(&known.path)?;
+            let d = w.inspect(&known.path)?;
             Ok((d.engine.jobs()?.len(), d.engine.dead()?.len()))
         };
         match count() {

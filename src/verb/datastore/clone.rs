@@ -1,7 +1,7 @@
 //! `clone`: a copy of an image of this or another datastore under a new name. *Named*. The source is
 //! leased shared to the end of the copy where it lies in a domain. Contract 2.4; defects B3, L2, P7.
 
-use super::{Ctx, Ds};
+use super::{Ctx, Ds, block};
 use crate::data::{self, FetchOptions};
 use crate::engine::{Kind, Name};
 use crate::image::{self, Format};
@@ -31,6 +31,9 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
 
 /// The same; `given`: the peer gives the image as one file that needs no other.
 pub(in crate::verb) fn take(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bool) -> Result<String> {
+    if req.datastore.is_block() {
+        return block::clone(ctx, req, job, given);
+    }
     let path = req.image()?.path.clone().unwrap_or_default();
     if !matches!(one::image_path(&path)?, ImagePath::Local(_)) {
         return Err(refuse(Class::Usage, format!("{} is no image of a datastore", data::shown(&path))));

@@ -2,7 +2,7 @@
 //! finds what it made. Fetch, verify, decompress, judge, convert, flush, publish; nothing is visible
 //! before the last step. Contract 2.4; seed 002.
 
-use super::{Ctx, Ds};
+use super::{Ctx, Ds, block};
 use crate::data::{Source, archive, fetch};
 use crate::image::{self, Format, probe};
 use crate::lock::Mode;
@@ -24,6 +24,9 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
 
 /// The same; `given`: the peer gives the content of the source.
 pub(in crate::verb) fn take(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bool) -> Result<String> {
+    if req.datastore.is_block() {
+        return block::cp(ctx, req, job, given);
+    }
     super::offered(req)?;
     if ctx.repeatable
         && let Some(answer) = Ds::open(ctx, req, job)?.recorded()?

@@ -1,7 +1,7 @@
 //! `mkfs`: an empty image: raw, qcow2, swap, or with a file system. *Named*. The format `save_as` only
 //! gives a name, for the contents that a later verb brings. Contract 2.4.
 
-use super::{Ctx, Ds};
+use super::{Ctx, Ds, block};
 use crate::lock::Mode;
 use crate::one::DsRequest;
 use crate::sdm::{Job, Work, settle};
@@ -11,6 +11,9 @@ use crate::verb::{fill, refuse};
 use anyhow::{Context as _, Result};
 
 pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
+    if req.datastore.is_block() {
+        return block::mkfs(ctx, req, job);
+    }
     let image = req.image()?;
     let format = image.format.clone().unwrap_or_else(|| "raw".to_owned());
     let fs = image.fs.clone().filter(|f| !f.is_empty());

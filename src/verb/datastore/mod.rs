@@ -1,6 +1,7 @@
-//! Datastore verbs on a file domain (contract section 2). Each locks the image it is about (its slab
+//! Datastore verbs (contract section 2): here on a file domain, in `block` on a volume group. Each locks the image it is about (its slab
 //! lease: exclusive to change, shared to read), settles what dead jobs left on it, and then works.
 
+mod block;
 pub mod clone;
 pub mod cp;
 pub mod export;
@@ -150,9 +151,7 @@ impl<'a> Ds<'a> {
 
     /// Digest of what makes this request this request.
     pub fn request(&self, parts: &[&str]) -> String {
-        let mut all = vec![self.job.topic.verb.as_str(), self.req.datastore.base_path.as_str()];
-        all.extend(parts);
-        record::request_digest(&all)
+        request(self.job, self.req, parts)
     }
 
     /// Converts a staged or public image into a new staged slab.
@@ -167,6 +166,12 @@ impl<'a> Ds<'a> {
         let how = Conversion { from, to, size, sparse: self.req.datastore.sparse };
         fill::converted(self.ctx, self.job, work, src, how)
     }
+}
+
+fn request(job: &Job, req: &DsRequest, parts: &[&str]) -> String {
+    let mut all = vec![job.topic.verb.as_str(), req.datastore.base_path.as_str()];
+    all.extend(parts);
+    record::request_digest(&all)
 }
 
 /// What does a verb.
@@ -196,7 +201,8 @@ pub(super) fn offered(req: &DsRequest) -> Result<()> {
         let text = format!("datastore {}: {what} is not supported yet; nothing was changed", ds.id);
         Err(refuse(Class::Unsupported, text))
     };
-    if ds.is_block() { not_yet("a datastore on logical volumes") } else { Ok(()) }
+    // The images of other drivers' block datastores are files, or somebody else's matter.
+    if ds.is_block() && ds.ds_mad.as_deref() == Some("fs") { not_yet("DISK_TYPE=BLOCK") } else { Ok(()) }
 }
 
 pub(super) fn fetch_options(ctx: &Ctx<'_>, req: &DsRequest) -> Result<FetchOptions> {

@@ -1,7 +1,8 @@
 //! `monitor`: used, total and free MiB of the file system below a datastore, as `df` counts them.
 //! Takes no lock, needs no domain, starts no process. Contract 5.1, defect E1.
 
-use super::Ctx;
+use super::{Ctx, block};
+use crate::engine::Usage;
 use crate::one::DsRequest;
 use crate::sdm::Job;
 use crate::sys::fs::Dir;
@@ -9,10 +10,10 @@ use crate::sys::{Bytes, Class};
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
 
-pub fn run(_ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
+pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     let ds = &req.datastore;
     if ds.is_block() {
-        super::offered(req)?;
+        return block::monitor(ctx, req, job);
     }
     job.object(&ds.id.to_string());
     let path = ds.dir();
@@ -25,8 +26,12 @@ pub fn run(_ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     };
     let (total, free, used) =
         dir.space().with_context(|| format!("asking for the space below {}", path.display()))?;
-    let mib = |n| Bytes(n).as_mib_up();
-    Ok(format!("USED_MB={}\nTOTAL_MB={}\nFREE_MB={}", mib(used), mib(total), mib(free)))
+    Ok(answer(Usage { total: Bytes(total), free: Bytes(free), used: Bytes(used) }))
+}
+
+pub(super) fn answer(u: Usage) -> String {
+    let (used, total, free) = (u.used.as_mib_up(), u.total.as_mib_up(), u.free.as_mib_up());
+    format!("USED_MB={used}\nTOTAL_MB={total}\nFREE_MB={free}")
 }
 
 fn make(path: &std::path::Path) -> Result<Dir> {

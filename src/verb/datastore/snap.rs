@@ -2,7 +2,7 @@
 //! (*again*: what they displace is kept for a while). Whether snapshots are copies or a qcow2 chain is
 //! decided by the image's format and what is there, never by a driver's name. Contract 2.4; defects B5, D3, D16, D18.
 
-use super::{Ctx, Ds};
+use super::{Ctx, Ds, block};
 use crate::data::Sparse;
 use crate::engine::{Name, Place};
 use crate::image::Format;
@@ -38,6 +38,9 @@ enum Layout {
 }
 
 pub fn delete(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
+    if req.datastore.is_block() {
+        return block::snap_delete(ctx, req, job);
+    }
     let s = Snap::open(ctx, req, job)?;
     let Some(file) = &s.file else { return Ok(String::new()) };
     (ctx.ready)()?;
@@ -60,6 +63,9 @@ pub fn delete(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
 }
 
 pub fn revert(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
+    if req.datastore.is_block() {
+        return block::snap_revert(ctx, req, job);
+    }
     let s = Snap::open(ctx, req, job)?;
     if s.ds.recorded()?.is_some() {
         return Ok(String::new());
@@ -80,6 +86,9 @@ pub fn revert(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
 }
 
 pub fn flatten(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
+    if req.datastore.is_block() {
+        return block::snap_flatten(ctx, req, job);
+    }
     let s = Snap::open(ctx, req, job)?;
     if s.ds.recorded()?.is_some() {
         return Ok(String::new());

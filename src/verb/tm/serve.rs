@@ -9,7 +9,7 @@ use crate::lock::JobId;
 use crate::sdm::event::What;
 use crate::sdm::job::{Topic, Waits};
 use crate::sdm::known::{self, Storage};
-use crate::sdm::{Domain, Job, Jobs, SdmError, gc};
+use crate::sdm::{Domain, Groups, Job, Jobs, SdmError, gc, group};
 use crate::sys::{Bytes, Class, Tools, user};
 use crate::verb::{Ctx, class_of, connect, gc_policy, is_no_space, one_line, refuse, stopped};
 use anyhow::Result;
@@ -227,6 +227,9 @@ impl Ask<'_> {
     }
 
     fn open(&self, dir: &Path, ds: i64) -> Result<Domain, SdmError> {
+        if let Some(group) = group::group_of(dir) {
+            return self.groups().open(group);
+        }
         let owned = if dir.exists() { dir } else { dir.parent().unwrap_or(dir) };
         user::become_owner(owned)
             .map_err(|source| SdmError::Io { what: owned.display().to_string(), source })?;
@@ -251,10 +254,14 @@ impl Ask<'_> {
         Ok(domain)
     }
 
+    fn groups(&self) -> Groups {
+        Groups::new(self.settings, self.server.tools, self.link.cancel())
+    }
+
     /// Deletes all tombstones where the request worked, kept ones too; whether that freed anything.
     fn make_room(&self, opened: &BTreeMap<i64, (PathBuf, uuid::Uuid)>, job: &Job) -> bool {
         let policy = gc::Policy { short: true, ..gc_policy(self.settings) };
-        let free = |dir: &Path| Domain::open_dir(dir).and_then(|d| gc::collect(&d, job, &policy));
+        let free = |at: &Path| self.groups().open_at(at).and_then(|d| gc::collect(&d, job, &policy));
         let freed = opened.values().map(|(dir, _)| free(dir));
         // All of them, also after the first that freed something.
         freed.filter(|r| r.as_ref().is_ok_and(|r| r.done.iter().any(|f| f.bytes.0 > 0))).count() > 0

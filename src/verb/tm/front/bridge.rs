@@ -42,12 +42,17 @@ pub fn datastore(front: &Front<'_>, verb: &str, dump: &DsDump, req: &DsRequest) 
     // What is wrong whatever host is asked.
     let source = req.image.as_ref().and_then(|i| i.source.as_deref());
     if let Some(source) = source.filter(|_| verb == "rm" || verb.starts_with("snap_") || verb == "export") {
-        one::source_name(&doc.base_path, source)?;
+        if doc.is_block() {
+            one::Volume::parse_of(doc.id, source)?;
+        } else {
+            one::source_name(&doc.base_path, source)?;
+        }
     }
     let dir = doc.dir();
     let root = dir.parent().context("a datastore that is the root")?.to_owned();
     let ds = u32::try_from(doc.id).ok().context("a datastore without a number")?;
-    let bridge = Bridge { front, verb, dump, req, dir: text(&dir), at: VmDir { root, ds, vm: 0 } };
+    let place = if doc.is_block() { one::volume::group(doc.id) } else { dir };
+    let bridge = Bridge { front, verb, dump, req, dir: text(&place), at: VmDir { root, ds, vm: 0 } };
     let to = bridge.usable(&doc.bridge_list, "BRIDGE_LIST")?;
     match (verb, on_host(verb, req), one::image_path(path(req))) {
         ("stat", Some((host, path)), _) => bridge.plain(&[Some(host)], Some(&path)),

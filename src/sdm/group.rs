@@ -1,0 +1,138 @@
+//! Volume groups as domains. One is named as its devices are, `/dev/<group>`; what it takes to open it on
+//! this host are settings.
+
+use super::{Domain, Result, SdmError};
+use crate::config::Settings;
+use crate::engine::lvm::{Host, LvmEngine, Options, Unknown};
+use crate::lock::{LockBackend, OfdLocks};
+use crate::sys::fs::Dir;
+use crate::sys::{Cancel, Tools, user};
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The group that a place names; `None`: a directory.
+pub fn group_of(place: &Path) -> Option<&str> {
+    let name = place.strip_prefix("/dev").ok()?.to_str()?;
+    (!name.is_empty() && !name.contains('/')).then_some(name)
+}
+
+/// How this host opens volume groups.
+#[derive(Clone, Debug)]
+pub struct Groups {
+    tools: Tools,
+    devices: Vec<PathBuf>,
+    /// Below it are the leases of groups that only this host uses. They need not outlive a boot.
+    run: PathBuf,
+    /// Whose owner we are.
+    datastores: PathBuf,
+    wait: Duration,
+    deadline: Duration,
+    cancel: Cancel,
+}
+
+impl Groups {
+    pub fn new(s: &Settings, tools: &Tools, cancel: &Cancel) -> Groups {
+        Groups {
+            tools: tools.clone(),
+            devices: s.lvm.devices.clone(),
+            // Never a private place instead: accounts with different leases would not exclude each other.
+            run: s.paths.run.clone(),
+            datastores: s.paths.datastores.clone(),
+            wait: s.lock.wait,
+            deadline: s.tool_deadline,
+            cancel: cancel.clone(),
+        }
+    }
+
+    /// The domain at a place, a directory or a group, for changing it.
+    pub fn open_at(&self, place: &Path) -> Result<Domain> {
+        group_of(place).map_or_else(|| Domain::open_dir(place), |g| self.open(g))
+    }
+
+    /// The same without asking whether it may be changed.
+    pub fn inspect_at(&self, place: &Path) -> Result<Domain> {
+        group_of(place).map_or_else(|| Domain::inspect(place), |g| self.inspect(g))
+    }
+
+    /// The domain in a group, for changing it.
+    pub fn open(&self, group: &str) -> Result<Domain> {
+        self.own().map_err(|source| SdmError::Io { what: place(group), source })?;
+        let d = self.inspect(group)?;
+        d.usable()?;
+        Ok(d)
+    }
+
+    fn inspect(&self, group: &str) -> Result<Domain> {
+        let (engine, locks) = self.parts(group)?;
+        Domain::inspect_group(engine, locks)
+    }
+
+    /// Makes a group a domain with locks of this kind.
+    pub fn init(&self, group: &str, lock: &str) -> Result<Domain> {
+        let (engine, locks) = self.parts(group)?;
+        if lock != locks.name() {
+            return Err(SdmError::Group { place: place(group), what: "locks by sanlock" });
+        }
+        Domain::in_group(engine, locks)
+    }
+
+    fn own(&self) -> std::io::Result<()> {
+        user::become_owner(&self.datastores)
+    }
+
+    fn parts(&self, group: &str) -> Result<(LvmEngine, Box<dyn LockBackend>)> {
+        let io = |source| SdmError::Io { what: self.run.display().to_string(), source };
+        let locks = Arc::new(OfdLocks::new(self.leases(group).map_err(io)?));
+        let engine = LvmEngine::open(Options {
+            group: group.to_owned(),
+            devices: self.devices.clone(),
+            // With locks of one host there is no other.
+            host: Host { id: "1".to_owned(), generation: 1 },
+            peers: Box::new(Unknown),
+            tools: self.tools.clone(),
+            locks: Arc::clone(&locks) as Arc<dyn LockBackend>,
+            wait: self.wait,
+            deadline: self.deadline,
+            cancel: self.cancel.clone(),
+        })?;
+        Ok((engine, Box::new(locks)))
+    }
+
+    /// The directory of a group's leases on this host, with its file.
+    fn leases(&self, group: &str) -> std::io::Result<Dir> {
+        let path = self.run.join("group").join(group);
+        if !path.join("leases").exists() {
+            self.own()?;
+            DirBuilder::new().recursive(true).mode(0o750).create(&path)?;
+            // What is there stays: a lease is of the file it was taken on.
+            File::options().create(true).append(true).open(path.join("leases"))?;
+        }
+        Dir::open(&path)
+    }
+}
+
+/// What names a group as a place.
+pub fn place(group: &str) -> String {
+    format!("/dev/{group}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_named_as_its_devices_are() {
+        for (place, is) in [
+            ("/dev/vg-one-100", Some("vg-one-100")),
+            ("/dev", None),
+            ("/dev/vg-one-100/img-one-1", None),
+            ("/var/lib/one/datastores/100", None),
+            ("vg-one-100", None),
+        ] {
+            assert_eq!(group_of(Path::new(place)), is, "{place}");
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! `cp` and `clone` onto volumes. How large a volume has to be is known when the source has been seen
+//! whole, so a source that is packed, has a digest or is no plain disk comes into a nameless file first,
+//! where it is judged as on a file domain (S2, S3, B12); then its disk is poured.
+
+use super::{Block, Staged, lease, name};
+use crate::data::{self, FetchOptions, archive, fetch};
+use crate::engine::{Access, Place};
+use crate::image::{self, Format, Probe, probe};
+use crate::lock::Mode;
+use crate::one::{self, DsRequest, Volume, volume};
+use crate::sdm::{Job, Work};
+use crate::sys::Class;
+use crate::sys::fs::Dir;
+use crate::verb::datastore::{cp as plain, fetch_options};
+use crate::verb::fill::{self, disk_size};
+use crate::verb::{Ctx, give, refuse};
+use anyhow::{Context as _, Result};
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+/// Where what comes in is put meanwhile, as stock drivers do.
+const STAGING: &str = "/var/tmp";
+
+pub fn cp(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bool) -> Result<String> {
+    let b = Block::open(ctx, req, job)?;
+    if let Some(answer) = b.recorded()? {
+        return Ok(answer);
+    }
+    let path = req.image()?.path.clone().unwrap_or_default();
+    let from = one::image_path(&path)?;
+    let opts = fetch_options(ctx, req)?;
+    let source = if given { None } else { Some(plain::open(ctx, req, &from)?) };
+    let v = b.new_image()?;
+    let _lease = b.lease(&[(&v, Mode::Exclusive)])?;
+    let digests: Vec<&str> = opts.digests.iter().map(data::Expected::hex).collect();
+    let how = [
+        if opts.decompress { "" } else { "as it is" },
+        if req.image()?.persistent { "thin" } else { "thick" },
+    ];
+    let request = b.request(&[&path, &digests.join(" "), how[0], how[1]]);
+    if let Some(answer) = b.made(&v, &request)? {
+        return Ok(answer);
+    }
+    let shown = || format!("taking {} into datastore {}", from.shown(), req.datastore.id);
+    let seen = match source {
+        Some(data::Source::File(file)) if is_plain(&file, &opts)? => Some(file),
+        source => Some(staged(ctx, req, job, source.as_ref(), &opts).with_context(shown)?),
+    };
+    let file = seen.context("no source")?;
+    let found = judged(ctx, &file, opts.decompress).with_context(shown)?;
+    let size = disk_size(&found).max(req.image()?.size.unwrap_or_default());
+    let mut work = b.begin(&v)?;
+    let to = b.stage(&mut work, size)?;
+    pour(&b, &work, &file, found.format, &to).with_context(shown)?;
+    let answer = format!("{} raw", v.source());
+    b.publish(work, to, &v, (&request, &answer))?;
+    Ok(answer)
+}
+
+/// *Named*, as `cp`; of an image of this or another datastore on volumes.
+pub fn clone(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bool) -> Result<String> {
+    let b = Block::open(ctx, req, job)?;
+    if let Some(answer) = b.recorded()? {
+        return Ok(answer);
+    }
+    let source = Volume::parse(req.image()?.path.as_deref().unwrap_or_default())?;
+    let v = b.new_image()?;
+    if source == v || given {
+        let text =
+            format!("{source} cannot be cloned from another host, or into itself; nothing was changed");
+        return Err(refuse(Class::Unsupported, text));
+    }
+    let request = b.request(&[&source.source(), if req.image()?.persistent { "thin" } else { "thick" }]);
+    // Of another group it has leases of its own; everybody takes them in the order of their numbers.
+    let other = if source.ds == req.datastore.id {
+        None
+    } else {
+        Some((ctx.open)(&volume::group(source.ds), source.ds)?)
+    };
+    let both = [(&v, Mode::Exclusive), (&source, Mode::Shared)];
+    let mut leases = b.lease(if other.is_some() { &both[..1] } else { &both })?;
+    if let Some(other) = &other {
+        leases.extend(lease(other, job, &both[1..])?);
+    }
+    if let Some(answer) = b.made(&v, &request)? {
+        return Ok(answer);
+    }
+    let from = other.as_ref().unwrap_or(&b.domain);
+    let at = Place::Public(name(&source)?);
+    let missing = || refuse(Class::NotFound, format!("image {source} does not exist"));
+    let size = from.engine.look(&at)?.ok_or_else(missing)?.size;
+    let mut work = b.begin(&v)?;
+    let to = b.stage(&mut work, size)?;
+    let file = fill::open(&from.engine.attach(&at, Access::Read)?.path)?;
+    let copied = pour(&b, &work, &file, Format::Raw, &to).with_context(|| format!("cloning {source}"));
+    drop(file);
+    let detached = from.engine.detach(&at);
+    copied?;
+    detached?;
+    let answer = format!("{} raw", v.source());
+    b.publish(work, to, &v, (&request, &answer))?;
+    Ok(answer)
+}
+
+/// Whether a file is the disk already, to be read where it is.
+fn is_plain(file: &File, opts: &FetchOptions) -> Result<bool> {
+    let packed = opts.decompress && fetch::is_packed(file)?;
+    Ok(!packed && opts.digests.is_empty() && opts.limit.is_none() && probe(file)?.format.is_raw())
+}
+
+/// The source in a file without a name, verified and unpacked.
+fn staged(
+    ctx: &Ctx<'_>,
+    req: &DsRequest,
+    job: &Job,
+    source: Option<&data::Source<'_>>,
+    opts: &FetchOptions,
+) -> Result<File> {
+    let dir = req.datastore.staging_dir.as_deref().unwrap_or(STAGING);
+    let file = Dir::open(Path::new(dir)).and_then(|d| d.unnamed());
+    let file = file.with_context(|| format!("making a file in {dir} (STAGING_DIR)"))?;
+    let fetched = match source {
+        Some(source) => fetch::fetch(source, &file, opts, &job.watch())?,
+        None => give::fetched(ctx, &file, opts, job)?,
+    };
+    job.method(fetched.method.as_str());
+    Ok(file)
+}
+
+fn judged(ctx: &Ctx<'_>, file: &File, unpack: bool) -> Result<Probe> {
+    let mut head = [0; archive::HEAD];
+    let n = file.read_at(&mut head, 0).context("reading the head of the image")?;
+    if unpack && archive::kind(&head[..n]).is_some() {
+        return Err(refuse(
+            Class::Unsupported,
+            "it is an archive, which a volume cannot hold; give a disk image",
+        ));
+    }
+    let found = probe(file)?;
+    if found.format == Format::Luks {
+        return Err(refuse(Class::Unsupported, "an encrypted image on a volume is not supported yet"));
+    }
+    image::admit(&found, &fill::admit(ctx))?;
+    image::whole(file, &found)?;
+    Ok(found)
+}
+
+/// What the disk in `file` reads as, into a staged image.
+fn pour(b: &Block<'_>, work: &Work<'_>, file: &File, format: Format, to: &Staged) -> Result<()> {
+    if format.is_raw() {
+        let target = to.slab.file.as_ref().context("a staged volume has no device")?;
+        let copied = data::pour(file, target, &b.job.watch())?;
+        b.job.method(copied.method.as_str());
+        return Ok(());
+    }
+    let size = disk_size(&probe(file)?);
+    fill::pour(b.ctx, b.job, &work.keep_held(), (&by_descriptor(file), format), &to.slab.path, size)
+}
+
+/// A path to a file that has none, as long as this process lives.
+fn by_descriptor(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
+}
