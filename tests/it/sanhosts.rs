@@ -12,7 +12,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// What the tests' lockspaces have: with a clock ten times as fast a host is dead after ten seconds.
-pub const SETTINGS: &str = "[sanlock]\nio_timeout = \"5s\"\nwithout_watchdog = true\n";
+const SETTINGS: &str = "[sanlock]\nio_timeout = \"5s\"\nwithout_watchdog = true\n";
 
 pub struct Hosts {
     dir: PathBuf,

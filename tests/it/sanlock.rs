@@ -3,7 +3,7 @@
 use crate::bed::tool;
 use crate::doc::Doc;
 use crate::pause::{self, Paused};
-use crate::sanhosts::{SETTINGS, children, joined, up};
+use crate::sanhosts::{children, joined, up};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -238,7 +238,8 @@ fn hosts_join_and_leave_and_each_refusal_says_what_to_do() {
     // A verb joins by itself where the settings say as whom; a command joins again.
     let id = |n: u32| format!("sanlock.host_id={n}");
     let config = bed.root().join("as-1.toml");
-    std::fs::write(&config, format!("{SETTINGS}host_id = 1\n")).unwrap();
+    let settings = std::fs::read_to_string(bed.root().join("onesdm.toml")).unwrap();
+    std::fs::write(&config, settings + "host_id = 1\n").unwrap();
     let made = hosts.ds(&bed, "a", "mkfs", 1, &mkfs).env("ONESDM_CONFIG", &config).run();
     assert!(made.code == Some(0) && made.err().contains("WARN: domain: "), "{}", made.err());
     assert_eq!(on("a", &["--set", &id(1), "domain", "join", dir]).code, Some(0), "joined already is fine");
