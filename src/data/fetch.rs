@@ -16,7 +16,7 @@ use super::sparse::Writer;
 use super::{Compression, DataError, Expected, HttpOptions, Method, Source, Sparse, Watch, copy};
 use crate::sys::Cancel;
 use crate::sys::copy as calls;
-use crate::sys::effect::{Effect, step};
+use crate::sys::effect::{Effect, bug, step};
 
 #[derive(Clone, Debug)]
 pub struct FetchOptions {
@@ -245,7 +245,7 @@ fn hash(expected: &Expected, blocks: Receiver<Item>) -> Result<(), Stop> {
     }
     let mut digest = vec![0; hasher.output_size()];
     hasher.finalize_into_reset(&mut digest).map_err(|_| Stop::Failed(DataError::Died))?;
-    Ok(expected.verify(&digest)?)
+    if bug("accept-digest") { Ok(()) } else { Ok(expected.verify(&digest)?) }
 }
 
 fn decode(blocks: Receiver<Item>, out: &SyncSender<Item>, shared: &Shared<'_>) -> Result<Compression, Stop> {

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt as _;
 
 use super::{DataError, Watch};
 use crate::sys::copy::{self, Medium};
-use crate::sys::effect::{Effect, step};
+use crate::sys::effect::{Effect, bug, step};
 
 /// The unit in which zeros become holes.
 pub(super) const BLOCK: usize = 4096;
@@ -109,7 +109,11 @@ impl<'a> Writer<'a> {
         }
         let at = self.pos;
         self.pos += buf.len() as u64;
-        let put = |data: &[u8], at| self.dst.write_all_at(data, at).map_err(DataError::io("writing"));
+        let buf = if bug("lose-data") { &buf[..buf.len() / 2] } else { buf };
+        let put = |data: &[u8], at| match self.dst.write_all_at(data, at) {
+            Err(_) if bug("ignore-write-error") => Ok(()),
+            done => done.map_err(DataError::io("writing")),
+        };
         self.data += if self.skip_zeros {
             write_data(buf, at, put)?
         } else {
@@ -122,7 +126,10 @@ impl<'a> Writer<'a> {
     /// Sets the size, so that a hole at the end is there; the size and the bytes written.
     pub(super) fn finish(self) -> Result<(u64, u64), DataError> {
         if self.medium == Medium::File {
-            self.dst.set_len(self.pos).map_err(DataError::io("setting the size"))?;
+            match self.dst.set_len(self.pos) {
+                Err(_) if bug("ignore-write-error") => {}
+                done => done.map_err(DataError::io("setting the size"))?,
+            }
         }
         Ok((self.pos, self.data))
     }

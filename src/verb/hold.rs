@@ -6,6 +6,7 @@ use crate::engine::{Access, Kind, Name, Place};
 use crate::lock::{self, Mode, SlabLease};
 use crate::sdm::{Domain, Job, settle};
 use crate::sys::Class;
+use crate::sys::effect::bug;
 use anyhow::{Context as _, Result};
 use std::fs::File;
 
@@ -36,6 +37,7 @@ pub(super) fn lease_of(
     (touched, source): (&[Name], Option<&str>),
 ) -> Result<Vec<SlabLease>> {
     let names: Vec<(&str, Mode)> = wanted.iter().map(|(n, m)| (n.as_str(), *m)).collect();
+    let names = if bug("skip-slab-lease") { Vec::new() } else { names };
     let leases = lock::slab_leases(&*domain.locks, &names, job.jobs.waits.lock, job.cancel());
     let leases = leases.map_err(|e| match wanted.first() {
         Some((name, _)) => settle::holder_of(domain, name, e),

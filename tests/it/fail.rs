@@ -41,10 +41,17 @@ pub fn ways(effect: &str) -> Vec<Way> {
 }
 
 /// Lets one step fail and puts everything to the test; whether the call failed.
-fn point(scene: &Scene, domain: bool, at: &str, says: &[&str]) -> Result<bool, String> {
+pub fn point(
+    scene: &Scene,
+    domain: bool,
+    at: &str,
+    says: &[&str],
+    bug: Option<&str>,
+) -> Result<bool, String> {
     let bed = ready(None, domain);
     let stage = scene.stage(&bed);
-    let done = scene.call(&stage).env("ONESDM_TEST_FAIL", at).run();
+    let call = scene.call(&stage).env("ONESDM_TEST_FAIL", at);
+    let done = bug.into_iter().fold(call, |c, bug| c.env("ONESDM_TEST_BUG", bug)).run();
     let failed = done.code != Some(0);
     if failed {
         let line = done.failure(None)?;
@@ -76,7 +83,7 @@ fn failing_at_every_effect() {
             let turn = (at + n / stride) % ways.len();
             let mine = if full() { 0..ways.len() } else { turn..turn + usize::from((at + n) % stride == 0) };
             for (how, says) in &ways[mine] {
-                match point(&scene, domain, &format!("{}{how}", n + 1), says) {
+                match point(&scene, domain, &format!("{}{how}", n + 1), says, None) {
                     Ok(f) => failed += usize::from(f),
                     Err(e) => wrong.push(format!("{} {}{how} ({effect}): {e}", scene.name, n + 1)),
                 }

@@ -1,12 +1,27 @@
-//! The suite is tested, too: three bugs that a careless author could have made are put into the program
-//! on purpose (`ONESDM_TEST_BUG`), and each must be caught by the check that is there for its kind. What
-//! it said is printed.
+//! The suite is tested, too: ten bugs that a careless author could have made, in six rooms, are put into the
+//! program on purpose (`ONESDM_TEST_BUG`), and each must be caught by the check that is there for its kind.
+//! What it said is printed.
 
-use crate::bed::names;
+use crate::bed::{Call, names, tool};
+use crate::doc::Doc;
 use crate::kill::{effects, point, ready};
 use crate::power::{During, Random, lose};
-use crate::scenes;
+use crate::{fail, guest, scenes};
+use std::path::Path;
 use std::time::Duration;
+
+/// Each flush takes a while.
+const SLOW: [&str; 9] = [
+    "strace",
+    "-f",
+    "-qq",
+    "-o",
+    "/dev/null",
+    "-e",
+    "trace=fsync,fdatasync",
+    "-e",
+    "inject=fsync,fdatasync:delay_enter=150000",
+];
 
 /// Nothing is ever flushed: what was answered is not there after a power loss.
 #[test]
@@ -16,6 +31,14 @@ fn a_dropped_fsync_is_caught() {
             lose(&scenes::named(name), During::Call(true), 0, &mut Random(1), Some("drop-fsync"));
         println!("caught: {}", wrong.first().unwrap_or_else(|| panic!("{name}: no power loss showed it")));
     }
+}
+
+/// A VM's directory is published before it is flushed.
+#[test]
+fn a_skipped_flush_is_caught() {
+    let scene = scenes::named("tm mv");
+    let (_, wrong) = lose(&scene, During::Call(true), 1, &mut Random(1), Some("skip-flush"));
+    println!("caught: {}", wrong.first().expect("no power loss showed it"));
 }
 
 /// The first step is taken before the record that asks for the others: a kill between them leaves half.
@@ -28,6 +51,84 @@ fn swapped_steps_are_caught() {
         let said = said.find_map(Result::err).unwrap_or_else(|| panic!("{name}: no kill showed it"));
         println!("caught: {said}");
     }
+}
+
+/// Whoever ends a dead job does not look what it had decided, and takes back what it can.
+#[test]
+fn a_forgotten_commit_is_caught() {
+    let scene = scenes::named("rm raw with snapshots");
+    let wrong = (1..=effects(&scene, None, true).len()).find_map(|n| {
+        let bed = ready(None, true);
+        let stage = scene.stage(&bed);
+        scene.call(&stage).env("ONESDM_TEST_KILL", format!("{n}:after")).run();
+        bed.onesdm(&["gc"]).env("ONESDM_TEST_BUG", "forget-commit").run();
+        stage.settled().err()
+    });
+    println!("caught: {}", wrong.expect("no kill showed it"));
+}
+
+/// A write that failed is taken for one that did not.
+#[test]
+fn a_swallowed_error_is_caught() {
+    let scene = scenes::named("cp raw.gz");
+    let writes = effects(&scene, None, true).into_iter().enumerate().filter(|(_, e)| e == "Write");
+    let at = writes.map(|(n, _)| format!("{}:short=65536", n + 1));
+    let mut said =
+        at.map(|at| fail::point(&scene, true, &at, &["File too large"], Some("ignore-write-error")));
+    println!("caught: {}", said.find_map(Result::err).expect("no failure showed it"));
+}
+
+/// A part of the data is not written.
+#[test]
+fn lost_data_is_caught() {
+    let (bed, scene) = (ready(None, true), scenes::named("cp raw.gz"));
+    let stage = scene.stage(&bed);
+    let done = scene.call(&stage).env("ONESDM_TEST_BUG", "lose-data").run();
+    println!("caught: {}", stage.done(&done).expect_err("nobody missed it"));
+}
+
+/// What comes from outside is stored although its sum or its header says no.
+#[test]
+fn believing_the_source_is_caught() {
+    let bed = ready(None, true);
+    let (raw, image) = (bed.images().join("src.raw"), bed.images().join("over.qcow2"));
+    guest::make_raw(&raw, 64, 1);
+    let words = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd"].map(AsRef::as_ref);
+    tool("qemu-img", &[&words[..], &[image.as_os_str()]].concat());
+    let from = |path: &Path| Doc::new(&bed, 7).image("PATH", path.display());
+    let wrong = from(&raw).image_template("MD5", "0".repeat(32));
+    for (bug, doc, status) in [("accept-digest", wrong, 8), ("believe-header", from(&image), 10)] {
+        let dump = doc.xml();
+        bed.ds("cp", 7, &dump).run().fails(status);
+        let done = bed.ds("cp", 7, &dump).env("ONESDM_TEST_BUG", bug).run();
+        println!("caught: {}", done.failure(Some(status)).expect_err("it was refused all the same"));
+    }
+}
+
+/// Two verbs work on one image at once.
+#[test]
+fn a_skipped_slab_lease_is_caught() {
+    assert_eq!(deleted_meanwhile(None), Ok(()), "an image at work is busy");
+    println!("caught: {}", deleted_meanwhile(Some("skip-slab-lease")).expect_err("nobody noticed"));
+}
+
+/// Deletes a snapshot of an image while another is being made the image.
+fn deleted_meanwhile(bug: Option<&str>) -> Result<(), String> {
+    let (bed, scene) = (ready(None, true), scenes::named("snap_flatten qcow2"));
+    let toml = bed.root().join("onesdm.toml");
+    let text = std::fs::read_to_string(&toml).unwrap();
+    std::fs::write(toml, text + "[lock]\nwait = \"0s\"\n").unwrap();
+    let stage = scene.stage(&bed);
+    let with = |call: Call<'_>| bug.into_iter().fold(call, |c, bug| c.env("ONESDM_TEST_BUG", bug)).start();
+    let mut running = with(scene.call(&stage).under(&SLOW));
+    while names(&bed.store_path(100).join(".sdm/new")).is_empty() {
+        assert!(running.is_running(), "it was too fast");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let done = with(bed.ds("snap_delete", 7, &stage.dump)).wait();
+    let busy = done.failure(Some(4)).map(drop);
+    running.wait();
+    busy
 }
 
 /// A job that does not hold its owner lease looks dead to the collector.
@@ -43,9 +144,7 @@ fn collected_while_running(bug: Option<&str>) -> Result<(), String> {
     let scene = scenes::named("cp raw");
     let bed = ready(None, true);
     let stage = scene.stage(&bed);
-    let slow = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e"];
-    let inject = "inject=fsync,fdatasync:delay_enter=150000";
-    let mut call = scene.call(&stage).under(&[&slow[..], &[inject]].concat());
+    let mut call = scene.call(&stage).under(&SLOW);
     if let Some(bug) = bug {
         call = call.env("ONESDM_TEST_BUG", bug);
     }
