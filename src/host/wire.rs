@@ -2,15 +2,18 @@
 //! its payload's length (4 bytes, big-endian), one byte for its kind, and the payload: `J`, a control
 //! message in JSON, at most 1 MiB, or `B`, bytes, at most 4 MiB. Both sides start with `hello`.
 
-use crate::sys::Class;
+use crate::sys::{Class, mounts};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::path::Path;
 
 /// The protocol spoken here. Another number means that the two cannot work together.
 pub const PROTOCOL: u32 = 1;
 pub const CONTROL_MAX: usize = 1 << 20;
 pub const BINARY_MAX: usize = 4 << 20;
 const HEAD: usize = 5;
+/// So many mounts are told: a message has an end.
+const MOUNTS: usize = 1000;
 /// Of what is no frame, so much is shown.
 const SHOWN: usize = 200;
 
@@ -74,12 +77,25 @@ pub struct Hello {
     pub version: String,
     #[serde(default)]
     pub identity: Identity,
+    /// Mounts that other hosts may have, too: where, and the kernel's number of it.
+    #[serde(default)]
+    pub mounts: Vec<(String, u64)>,
 }
 
 impl Hello {
     pub fn ours() -> Hello {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Hello { protocol: PROTOCOL, version, identity: Identity::here() }
+        let mut mounts = mounts::read().unwrap_or_default();
+        mounts.retain(mounts::Mount::is_of_network);
+        let mounts = mounts.into_iter().map(|m| (m.point.to_string_lossy().into_owned(), m.id));
+        let mounts = mounts.take(MOUNTS).collect();
+        Hello { protocol: PROTOCOL, version, identity: Identity::here(), mounts }
+    }
+
+    /// The mount that a path lies on, if it is one of these.
+    pub fn mount_of(&self, path: &Path) -> Option<u64> {
+        let under = self.mounts.iter().filter(|(point, _)| path.starts_with(point));
+        under.max_by_key(|(point, _)| Path::new(point).components().count()).map(|(_, id)| *id)
     }
 }
 

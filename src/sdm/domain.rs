@@ -44,6 +44,18 @@ impl Domain {
         Ok(d)
     }
 
+    /// Why its locks are not known to reach other hosts, where that is so.
+    pub fn is_alone(&self) -> Result<Option<&'static str>> {
+        if self.header.lock == sanlock::NAME || self.header.engine != FILE {
+            return Ok(None);
+        }
+        let reach = Dir::open(Path::new(&self.place)).and_then(|d| reach::of_dir(&d));
+        match reach.map_err(|source| SdmError::Io { what: self.place.clone(), source })? {
+            Locks::Local | Locks::Shared => Ok(None),
+            Locks::Alone(why) | Locks::None(why) => Ok(Some(why)),
+        }
+    }
+
     /// Where locks do not reach other hosts, the first host that opens a domain to change it is the only one.
     fn one_host(&self, claim: bool) -> Result<()> {
         if self.header.engine == LVM
@@ -51,15 +63,8 @@ impl Domain {
         {
             return Err(SdmError::OnlyHost { place: self.place.clone(), host: host.clone() });
         }
-        if self.header.lock == sanlock::NAME || self.header.engine != FILE {
-            return Ok(());
-        }
-        let io = |source| SdmError::Io { what: self.place.clone(), source };
+        let Some(why) = self.is_alone()? else { return Ok(()) };
         let path = Path::new(&self.place);
-        let why = match Dir::open(path).and_then(|d| reach::of_dir(&d)).map_err(io)? {
-            Locks::Local | Locks::Shared => return Ok(()),
-            Locks::Alone(why) | Locks::None(why) => why,
-        };
         let me = this_host();
         let host = match FileEngine::open(path)?.only_host(claim.then_some(&me)) {
             // Who cannot write changes nothing.

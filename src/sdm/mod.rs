@@ -13,6 +13,7 @@ pub mod job;
 pub mod known;
 #[cfg(test)]
 mod lvm_tests;
+pub mod proof;
 pub mod record;
 pub mod remove;
 pub mod settle;

@@ -15,6 +15,14 @@ pub struct Mount {
     pub options: Vec<String>,
 }
 
+impl Mount {
+    /// Of a type that other hosts may have mounted, too.
+    pub fn is_of_network(&self) -> bool {
+        const TYPES: [&str; 8] = ["nfs", "nfs4", "ceph", "cifs", "smb3", "gfs2", "ocfs2", "lustre"];
+        TYPES.contains(&self.kind.as_str()) || self.kind.starts_with("fuse.")
+    }
+}
+
 /// Reads `/proc/self/mountinfo`; a line that is none is passed over.
 pub fn parse(text: &str) -> Vec<Mount> {
     let mount = |line: &str| {

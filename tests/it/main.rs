@@ -65,6 +65,7 @@ mod oned_server;
 mod oracle;
 mod pause;
 mod power;
+mod proof;
 mod race;
 mod records;
 mod redteam;

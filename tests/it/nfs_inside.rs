@@ -6,6 +6,7 @@ use crate::{guest, scenes};
 use onesdm::engine::file::FileEngine;
 use onesdm::engine::{Engine as _, Name, Place, conformance};
 use onesdm::lock::{LeaseId, LockBackend as _, LockError, Mode, OfdLocks};
+use onesdm::sdm::{Domain, proof};
 use onesdm::sys::fs::Dir;
 use rustix::process::Signal;
 use std::cell::Cell;
@@ -103,6 +104,24 @@ fn locks_reach_the_other_host_and_survive_a_restart() {
     assert!(busy(&a, Mode::Exclusive));
     drop((a.try_acquire(&id, Mode::Shared).unwrap(), shared));
     drop(a.try_acquire(&id, Mode::Exclusive).unwrap());
+}
+
+/// What one mount finds of the two bytes that another holds and has let go.
+fn tried(holder: &str, other: &str) -> (bool, bool) {
+    let at = |mount: &str| Path::new(mount).join("proof");
+    std::fs::create_dir_all(at(holder)).unwrap();
+    let domain = Domain::init_dir(&at(holder)).unwrap();
+    let holding = proof::hold(&domain).unwrap();
+    let other = Domain::open_dir(&at(other)).unwrap();
+    (proof::is_free(&other, &holding.held).unwrap(), proof::is_free(&other, &holding.free).unwrap())
+}
+
+#[test]
+#[ignore = "runs in the machine of `nfs`"]
+fn locks_of_two_hosts_are_proven_in_both_directions() {
+    for (holder, other) in [("/a", "/b"), ("/b", "/a")] {
+        assert_eq!(tried(holder, other), (false, true), "{holder} {other}");
+    }
 }
 
 #[test]
@@ -346,6 +365,7 @@ fn version_3() {
 fn where_locks_stay_at_home_one_host_works() {
     version_3();
     let [a, b] = ["/a3", "/b3"].map(|m| Bed::on(&Path::new(m).join("datastores")));
+    assert_eq!(tried("/a3", "/b3"), (true, true), "each has what the other holds");
     let name = image(&a, 1);
     let before = names(&b.store_path(100));
     let other = ["/bin/unshare", "-u", "/bin/sh", "-c", "hostname b; exec \"$0\" \"$@\""];

@@ -11,6 +11,7 @@ mod disk;
 pub mod front;
 pub mod live;
 mod ln;
+mod locks;
 mod make;
 mod marker;
 mod meet;

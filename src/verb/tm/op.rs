@@ -2,8 +2,8 @@
 //! OpenNebula's documents. Paths are absolute and as this host sees them.
 
 use super::{
-    Tm, bridge, clone, cpds, delete, live, ln, make, meet, monitor, mv, mvds, private, put, receive, resize,
-    retire, send, snap,
+    Tm, bridge, clone, cpds, delete, live, ln, locks, make, meet, monitor, mv, mvds, private, put, receive,
+    resize, retire, send, snap,
 };
 use crate::lock::JobId;
 use crate::sdm::Job;
@@ -60,6 +60,8 @@ pub enum Op {
     Retire(Retire),
     /// Whether a datastore is the same storage here and on another host. Changes nothing.
     Meet(Meet),
+    /// Whether locks of this host and of another exclude each other. Changes nothing.
+    Locks(Locks),
     /// A datastore verb, on a host of BRIDGE_LIST. As the verb.
     Datastore(Datastore),
     /// Space of a system datastore, and what its VMs take. Reads only.
@@ -362,6 +364,26 @@ pub struct Met {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Locks {
+    /// The datastore's directory.
+    pub dir: String,
+    /// Names of bytes: one that the other host holds, and one that it has let go.
+    pub held: String,
+    pub free: String,
+}
+
+/// The text of what `Locks` answers: which of the two could be had, and whether only one host may work there
+/// anyway, since locks are known not to reach others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tried {
+    pub alone: bool,
+    pub held: bool,
+    pub free: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Monitor {
     /// `<datastores>/<system ds>`
     pub dir: String,
@@ -443,6 +465,7 @@ impl Op {
             Op::Receive(o) => o.into.path(),
             Op::Retire(o) => &o.dir,
             Op::Meet(o) => &o.dir,
+            Op::Locks(o) => &o.dir,
             Op::Datastore(o) => &o.dir,
         }
     }
@@ -470,6 +493,7 @@ impl Op {
             Op::Receive(o) => vec![o.into.path()],
             Op::Retire(o) => vec![&o.dir],
             Op::Meet(o) => vec![&o.dir],
+            Op::Locks(o) => vec![&o.dir],
             Op::Datastore(o) => vec![&o.dir],
         }
     }
@@ -482,7 +506,7 @@ impl Op {
     /// Changes nothing, and is not worth an entry in the history.
     pub fn only_reads(&self) -> bool {
         match self {
-            Op::Monitor(_) => true,
+            Op::Monitor(_) | Op::Locks(_) => true,
             Op::Datastore(o) => ["monitor", "stat"].contains(&o.verb.as_str()),
             _ => false,
         }
@@ -516,6 +540,7 @@ impl Op {
             Op::Receive(_) => format!("receiving {}", self.object()),
             Op::Retire(o) => format!("removing {}, which has moved", o.dir),
             Op::Datastore(o) => format!("{} in {}", o.verb, o.dir),
+            Op::Locks(o) => format!("trying locks in {}", o.dir),
             Op::Meet(o) => format!("comparing {} with another host's", o.dir),
         }
     }
@@ -547,6 +572,7 @@ pub fn perform(op: &Op, ctx: &Ctx<'_>, job: &Job) -> Result<Answer> {
         Op::Receive(o) => receive::run(&tm, o),
         Op::Retire(o) => retire::run(&tm, o),
         Op::Send(o) => return send::run(&tm, o).and_then(|told| json(&told)).with_context(|| op.doing()),
+        Op::Locks(o) => return locks::run(&tm, o).and_then(|tried| json(&tried)).with_context(|| op.doing()),
         Op::Meet(o) => return meet::run(&tm, o).and_then(|met| json(&met)).with_context(|| op.doing()),
         Op::Datastore(o) => return bridge::run(ctx, job, o).map(|text| Answer { text }),
         Op::Monitor(o) => return monitor::run(&tm, o).map(|text| Answer { text }),

@@ -8,6 +8,7 @@ mod local;
 mod migrate;
 mod monitor;
 mod pair;
+mod proof;
 mod shared;
 
 pub use bridge::{datastore, is_elsewhere};
@@ -185,6 +186,7 @@ impl Front<'_> {
     }
 
     fn ask_once(&self, line: &mut Line<'_>, op: &Op, data: Option<&File>) -> Result<String> {
+        proof::ensure(self, line, op)?;
         let asked = line.prepare(self, op)?;
         let id = self.job.id.to_string();
         let mut word = || true;
@@ -249,6 +251,12 @@ impl Front<'_> {
         Ok(reply.text)
     }
 
+    /// Where system datastores are local: whether this one is the host's own, too.
+    fn is_own(&self, at: At<'_>, ds: i64) -> bool {
+        // Where images are not local, no operation on a local disk is about one.
+        self.driver == Driver::Local || ds == i64::from(at.dir.ds)
+    }
+
     /// The datastores that an operation works in, with what is known of each.
     fn stores(
         &self,
@@ -261,9 +269,7 @@ impl Front<'_> {
         let numbers: BTreeSet<i64> = op.paths().iter().filter_map(|p| number(&at.dir.root, p)).collect();
         let mut out = Vec::new();
         for ds in numbers {
-            // Where images are not local, no operation on a local disk is about one.
-            let own = self.driver == Driver::Local || ds == i64::from(at.dir.ds);
-            let local = at.local && own;
+            let local = at.local && self.is_own(*at, ds);
             let machine = &channel.peer().identity.machine;
             let machine = if machine.is_empty() { host } else { machine };
             let key = if local { format!("{ds}@{}", machine.replace('/', "_")) } else { ds.to_string() };

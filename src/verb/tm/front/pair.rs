@@ -3,7 +3,7 @@
 //! would think us lost. The receiver publishes when the sender said that its source is what was sent.
 
 use super::super::op::{Meet, Met, Op, Send, Told, What};
-use super::{Asked, At, Front, PAUSE};
+use super::{Asked, At, Front, PAUSE, proof};
 use crate::host::{Bell, Channel, Commit, Event, HostError, Next, Request, Route, Source};
 use crate::lock::JobId;
 use crate::one::HostName;
@@ -26,8 +26,8 @@ const TRIES: u32 = 3;
 /// A host that was reached.
 pub(super) struct Line<'a> {
     pub(super) at: At<'a>,
-    host: &'a str,
-    is_here: bool,
+    pub(super) host: &'a str,
+    pub(super) is_here: bool,
     data: Bytes,
     pub(super) channel: Box<dyn Channel + 'a>,
 }
@@ -82,6 +82,8 @@ pub(super) fn transfer<'a>(
     let mut tries = 0;
     loop {
         tries += 1;
+        proof::ensure(front, from, &send)?;
+        proof::ensure(front, to, &receive)?;
         let (asked_from, asked_to) = (from.prepare(front, &send)?, to.prepare(front, &receive)?);
         let ids = (from.side_job(front).to_string(), front.job.id.to_string());
         // A connection that is held up has to give a sign of life now and then.
