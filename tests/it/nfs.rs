@@ -5,6 +5,16 @@ use std::process::Command;
 
 #[test]
 fn datastores_on_nfs() {
+    in_machine("nfs_inside::");
+}
+
+#[test]
+fn shares_that_datastores_ask_for() {
+    in_machine("nfs_auto::");
+}
+
+/// Runs the tests of a module there.
+fn in_machine(module: &str) {
     let tmp = bed::scratch();
     let disk = vm::disk(tmp.path(), "export", 400 << 20);
     bed::tool("mkfs.xfs", &["-q".as_ref(), "-m".as_ref(), "reflink=1".as_ref(), disk.as_os_str()]);
@@ -34,9 +44,8 @@ fn datastores_on_nfs() {
          printf 'root:x:0:0::/:/bin/sh\n' >/etc/passwd; printf 'root:x:0:\n' >/etc/group; chmod 1777 /tmp\n\
          ln -s mke2fs /usr/sbin/mkfs.ext4; printf %s \"$NETCONFIG\" >/etc/netconfig\n\
          nfs mount a /a vers=4.2 && nfs mount b /b vers=4.2 || exit 9\n\
-         ONESDM_FULL={full} {} --ignored --nocapture --test-threads=1 {} || {{ dmesg | tail -n 30; exit 1; }}",
-        test.display(),
-        if only.is_empty() { "nfs_inside:: nfs_auto::" } else { &only }
+         ONESDM_FULL={full} {} --ignored --nocapture --test-threads=1 {module}{only} || {{ dmesg | tail -n 30; exit 1; }}",
+        test.display()
     );
     let nfs = format!("NFS={}", include_str!("../bed/nfs"));
     // The transports that mount.nfs knows.
