@@ -46,6 +46,15 @@ impl Handler for Asked<'_> {
     }
 }
 
+/// A host that goes on to others goes to others.
+struct Nobody;
+
+impl Handler for Nobody {
+    fn handle(&self, _: &str, _: Value, _: &dyn Link) -> Result<Value, (Class, String)> {
+        Err((Class::Internal, "a host asks nothing of itself".to_owned()))
+    }
+}
+
 /// Serves the connection on standard input and output.
 pub fn run(env: &Env, m: &ArgMatches) -> Result<u8> {
     detach().context("leaving the session")?;
@@ -57,7 +66,8 @@ pub fn run(env: &Env, m: &ArgMatches) -> Result<u8> {
         silence: given("silence").unwrap_or(usual.silence),
         orphan_grace: given("orphan-grace").unwrap_or(usual.orphan_grace),
     };
-    let handler = Asked(world.server(None));
+    let hosts = world.hosts(&Nobody);
+    let handler = Asked(Server { hosts: Some(&hosts), ..world.server(None) });
     let served =
         crate::host::serve(std::io::stdin(), std::io::stdout(), &handler, limits, &world.jobs.cancel);
     served.map_err(|e| refuse(e.class(), e.to_string()))?;

@@ -96,7 +96,7 @@ impl World {
     /// What does the transfer operations that are asked of this machine. `own` is the job that asks.
     pub fn server<'a>(&'a self, own: Option<&'a Job>) -> Server<'a> {
         let (settings, state) = (&self.config.settings, &self.paths.state);
-        Server { settings, tools: &self.tools, jobs: &self.jobs, state, own }
+        Server { settings, tools: &self.tools, jobs: &self.jobs, state, own, hosts: None }
     }
 
     pub fn connections(&self) -> Connections<'_> {

@@ -133,6 +133,8 @@ pub struct SshSettings {
 pub struct DataSettings {
     /// Per second.
     pub limit: Option<Bytes>,
+    /// From host to host without the front-end in between.
+    pub direct: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -194,6 +196,7 @@ impl Settings {
             data: DataSettings {
                 // Outside these a copy is slow or eats the host's memory.
                 limit: v.get("data.limit")?,
+                direct: v.get("data.direct")?,
             },
             libvirt: LibvirtSettings { uri: v.get("libvirt.uri")?, timeout: v.get("libvirt.timeout")? },
             ssh: SshSettings {

@@ -197,7 +197,10 @@ pub fn recorded(domain: &Domain, job: &Job) -> Result<Option<Commit>> {
         return Ok(None);
     }
     let dead = work::own(domain, job.id)?;
-    settle(domain, &dead, job)?;
+    // What had decided nothing may be gone on with.
+    if !matches!(commit_of(domain, job.id), Ok(None)) {
+        settle(domain, &dead, job)?;
+    }
     domain.engine.record(job.id, Record::Done)?.map(done).transpose()
 }
 

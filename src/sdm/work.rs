@@ -60,15 +60,22 @@ impl<'a> Work<'a> {
     fn start(domain: &'a Domain, job: &'a Job, targets: &[Name], source: Option<&str>) -> Result<Work<'a>> {
         let owner = own(domain, job.id)?;
         // An earlier life of this very job id, dead now since the lease is ours.
-        if domain.engine.jobs()?.contains(&job.id) {
+        let before = domain.engine.jobs()?.contains(&job.id);
+        let goes_on = before && source.is_some_and(|source| is_part(domain, job.id, targets, source));
+        if before && !goes_on {
             settle::settle(domain, &owner, job)?;
         }
         let (token, targets) = (owner.token()?, targets.to_vec());
         let source = source.map(str::to_owned);
         let intent = Intent { format: FORMAT, job: job.id, who: job.who(), targets, source, token };
         let bytes = record::encode("intent", &intent)?;
-        domain.engine.begin(&owner)?;
-        let work = Work { domain, job, owner, slabs: 0, graves: 0, committed: false };
+        let mut slabs = 0;
+        if goes_on {
+            slabs = domain.engine.staged(job.id)?.iter().map(|o| number(o) + 1).max().unwrap_or(0);
+        } else {
+            domain.engine.begin(&owner)?;
+        }
+        let work = Work { domain, job, owner, slabs, graves: 0, committed: false };
         domain.engine.put_record(&work.owner, Record::Intent, &bytes)?;
         Ok(work)
     }
@@ -77,9 +84,7 @@ impl<'a> Work<'a> {
     fn take_over(&mut self, targets: &[Name], source: &str) -> Result<()> {
         let (domain, engine) = (self.domain, &*self.domain.engine);
         for job in engine.jobs()?.into_iter().filter(|job| *job != self.job.id) {
-            if !settle::is_part_of(domain, job, source)
-                || settle::intent_of(domain, job).is_none_or(|i| i.targets != targets)
-            {
+            if !is_part(domain, job, targets, source) {
                 continue;
             }
             let dead = match lock::owner_lease(&*domain.locks, job) {
@@ -88,8 +93,7 @@ impl<'a> Work<'a> {
             };
             let lock = settle::lock_domain(domain, self.job, self.job.jobs.waits.lock)?;
             for o in engine.staged(job)? {
-                let Place::Staged(_, n) = o.place else { continue };
-                match engine.take_over(&lock, (&dead, n, o.id), &self.owner, self.slabs) {
+                match engine.take_over(&lock, (&dead, number(&o), o.id), &self.owner, self.slabs) {
                     Err(EngineError::Unsupported { .. }) => break,
                     taken => self.unless_fenced(taken)?,
                 }
@@ -103,10 +107,7 @@ impl<'a> Work<'a> {
 
     /// A slab that was taken over, open for writing.
     pub fn reopen(&self, o: &Object) -> Result<Slab> {
-        let Place::Staged(_, n) = o.place else {
-            return Err(EngineError::Absent(o.place.to_string()).into());
-        };
-        self.open(Slab { n, id: o.id, path: PathBuf::new(), file: None })
+        self.open(Slab { n: number(o), id: o.id, path: PathBuf::new(), file: None })
     }
 
     /// Leaves what is staged as a crash would: for a job that resumes it, or the collector.
@@ -316,6 +317,17 @@ impl Drop for Work<'_> {
             settle::clean_up(self.domain, &self.owner, self.job);
         }
     }
+}
+
+/// Whether a job that has decided nothing was making just this of this source.
+fn is_part(domain: &Domain, job: JobId, targets: &[Name], source: &str) -> bool {
+    settle::is_part_of(domain, job, source)
+        && settle::intent_of(domain, job).is_some_and(|i| i.targets == targets)
+}
+
+/// That of a staged slab.
+fn number(o: &Object) -> u32 {
+    if let Place::Staged(_, n) = o.place { n } else { 0 }
 }
 
 /// The owner lease of a job of ours; held already means that the same id runs elsewhere.

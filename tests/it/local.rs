@@ -5,20 +5,21 @@ use crate::bed;
 use crate::hosts::{Cloud, eventually};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::process::Output;
 use std::time::Duration;
 
-const DS: &str = "/var/lib/one/datastores";
+pub const DS: &str = "/var/lib/one/datastores";
 const XML: &str = "ONESDM_XML_DIR=/var/lib/one/xml";
-const SOON: Duration = Duration::from_secs(30);
+pub const SOON: Duration = Duration::from_secs(30);
 
 /// A front-end with image 1 of datastore 1, and VM 7, whose disk 0 it is.
-struct Site {
-    cloud: Cloud,
+pub struct Site {
+    pub cloud: Cloud,
     driver: &'static str,
 }
 
 impl Site {
-    fn new(driver: &'static str, format: &str, mib: u32) -> Site {
+    pub fn new(driver: &'static str, format: &str, mib: u32) -> Site {
         Site::with(&[], driver, format, mib)
     }
 
@@ -49,7 +50,7 @@ impl Site {
         site
     }
 
-    fn on(&self, host: &str, command: &[&str]) -> String {
+    pub fn on(&self, host: &str, command: &[&str]) -> String {
         self.cloud.on(host, command)
     }
 
@@ -62,15 +63,19 @@ impl Site {
         link
     }
 
-    fn verb(&self, verb: &str, args: &[&str]) -> Result<(), String> {
+    /// A verb with more in its environment.
+    pub fn call(&self, env: &[&str], verb: &str, args: &[&str]) -> Output {
         let link = self.link(verb);
-        let call = ["exec", "fe", "env", XML, &link];
-        let out = self.cloud.hosts(&[&call[..], args].concat());
+        self.cloud.hosts(&[&["exec", "fe", "env", XML], env, &[&link], args].concat())
+    }
+
+    fn verb(&self, verb: &str, args: &[&str]) -> Result<(), String> {
+        let out = self.call(&[], verb, args);
         if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned()) }
     }
 
     #[track_caller]
-    fn ok(&self, verb: &str, args: &[&str]) {
+    pub fn ok(&self, verb: &str, args: &[&str]) {
         self.verb(verb, args).unwrap_or_else(|e| panic!("{verb} {args:?}: {e}"));
     }
 
@@ -96,7 +101,7 @@ impl Site {
         flat.chunks(1 << 16).take(8).map(letter).collect::<String>().trim_end_matches('.').to_owned()
     }
 
-    fn names(&self, host: &str, dir: &str) -> Vec<String> {
+    pub fn names(&self, host: &str, dir: &str) -> Vec<String> {
         self.cloud.inside(host, || {
             let mut names = if Path::new(dir).exists() { bed::names(Path::new(dir)) } else { Vec::new() };
             names.sort();
@@ -105,7 +110,7 @@ impl Site {
     }
 
     /// Bytes that came to a host over its network.
-    fn came(&self, host: &str) -> u64 {
+    pub fn came(&self, host: &str) -> u64 {
         let dev = self.on(host, &["cat", "/proc/net/dev"]);
         let came = |line: &str| {
             let (name, numbers) = line.split_once(':')?;
@@ -114,7 +119,7 @@ impl Site {
         dev.lines().filter_map(came).sum()
     }
 
-    fn staged(&self, host: &str) -> u64 {
+    pub fn staged(&self, host: &str) -> u64 {
         self.cloud.inside(host, || weight(Path::new(&format!("{DS}/100/.sdm/new"))))
     }
 }
@@ -280,7 +285,8 @@ fn a_verb_connects_once_to_each_host_it_needs() {
         [after[0] - before[0], after[1] - before[1]]
     };
     assert_eq!(cost("clone", &[&format!("fe:{DS}/1/img"), &format!("h1:{at}"), "7", "1"]), [1, 0]);
-    assert_eq!(cost("mv", &[&vm("h1"), &vm("h2"), "7", "100"]), [1, 1], "the source goes by the same one");
+    let moving = cost("mv", &[&vm("h1"), &vm("h2"), "7", "100"]);
+    assert_eq!(moving, [1, 2], "the source goes by the same one, the data by one of its own");
     assert!(!site.names("h1", &format!("{DS}/100")).contains(&"7".to_owned()));
     assert_eq!(cost("mv", &[&format!("h2:{at}"), &format!("h1:{at}"), "7", "100"]), [0, 0]);
     assert_eq!(cost("mvds", &[&format!("h2:{at}"), &format!("fe:{DS}/1/img"), "7", "1"]), [0, 1]);

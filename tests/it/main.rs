@@ -24,6 +24,7 @@ mod defects;
 mod defects_cost;
 mod defects_security;
 mod deps;
+mod direct;
 mod doc;
 mod docs;
 mod doctor;

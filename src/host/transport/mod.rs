@@ -175,9 +175,16 @@ impl Transport for Hosts<'_> {
     }
 }
 
-impl Hosts<'_> {
+impl<'a> Hosts<'a> {
+    /// The same, where the account's key agent counts on the hosts, too; without one there is no difference.
+    #[must_use]
+    pub fn forwarding(&self) -> Hosts<'a> {
+        let forward_agent = self.settings.auth_sock.is_some();
+        Hosts { settings: self.settings.clone(), forward_agent, ..*self }
+    }
+
     /// As `open` for so much data, and says by which way.
-    pub fn open_by(&self, host: &str, data: Bytes) -> Result<(Route, Box<dyn Channel + '_>), HostError> {
+    pub fn open_by(&self, host: &str, data: Bytes) -> Result<(Route, Box<dyn Channel + 'a>), HostError> {
         let (mut route, site) = self.choose(host, data)?;
         tracing::debug!(host, %route, "route chosen");
         let Some(site) = site else { return Ok((route, Box::new(Local::new(self.handler)))) };

@@ -5,12 +5,16 @@ use super::{
     Tm, bridge, clone, cpds, delete, live, ln, locks, make, meet, monitor, mv, mvds, private, put, receive,
     resize, retire, send, snap,
 };
+use crate::host::Identity;
 use crate::lock::JobId;
 use crate::sdm::Job;
-use crate::verb::Ctx;
+use crate::sys::{Bytes, Class};
+use crate::verb::{Ctx, refuse};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// One piece of work. How each meets what is already there is design R5's: *state* or *again*.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +58,8 @@ pub enum Op {
     Resize(Resize),
     /// Gives data to the peer. Changes nothing.
     Send(Send),
+    /// Gives data to another host, over a connection of this one's own. Changes nothing here.
+    Pass(Pass),
     /// What the peer gives becomes a disk, an image or a VM's directory. *Again*.
     Receive(Receive),
     /// A VM's directory that was sent away goes. *State*.
@@ -308,6 +314,35 @@ pub struct Told {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Pass {
+    pub what: What,
+    /// The host that takes it, as the front-end calls it, and which machine that is.
+    pub host: String,
+    pub identity: Identity,
+    /// What is asked there, under which id.
+    pub job: JobId,
+    pub request: Value,
+    /// What is likely to go.
+    pub data: Bytes,
+    /// The front-end's settings of these.
+    pub connect: Duration,
+    pub silence: Duration,
+}
+
+/// The text of what `Pass` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Passed {
+    /// Nothing was asked there.
+    Not { why: String },
+    /// The connection broke; the host may have done it.
+    Lost { why: String },
+    /// What was told of the source, and what the host answered.
+    Done { told: Told, received: Value },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Receive {
     pub into: Into,
 }
@@ -462,6 +497,7 @@ impl Op {
             Op::Resize(o) => &o.disk.path,
             Op::Monitor(o) => &o.dir,
             Op::Send(o) => o.what.path(),
+            Op::Pass(o) => o.what.path(),
             Op::Receive(o) => o.into.path(),
             Op::Retire(o) => &o.dir,
             Op::Meet(o) => &o.dir,
@@ -490,6 +526,7 @@ impl Op {
             Op::Resize(o) => o.disk.paths().collect(),
             Op::Monitor(o) => vec![&o.dir],
             Op::Send(o) => o.what.paths(),
+            Op::Pass(o) => o.what.paths(),
             Op::Receive(o) => vec![o.into.path()],
             Op::Retire(o) => vec![&o.dir],
             Op::Meet(o) => vec![&o.dir],
@@ -500,7 +537,10 @@ impl Op {
 
     /// Talks to a peer, who cannot begin anew in the middle.
     pub fn streams(&self) -> bool {
-        matches!(self, Op::Send(_) | Op::Receive(_) | Op::Datastore(Datastore { given: true, .. }))
+        matches!(
+            self,
+            Op::Send(_) | Op::Pass(_) | Op::Receive(_) | Op::Datastore(Datastore { given: true, .. })
+        )
     }
 
     /// Changes nothing, and is not worth an entry in the history.
@@ -537,6 +577,7 @@ impl Op {
             Op::Resize(o) => format!("growing {} to {} MiB", o.disk.path, o.size_mib),
             Op::Monitor(o) => format!("looking at {}", o.dir),
             Op::Send(_) => format!("sending {}", self.object()),
+            Op::Pass(o) => format!("sending {} to host {}", self.object(), o.host),
             Op::Receive(_) => format!("receiving {}", self.object()),
             Op::Retire(o) => format!("removing {}, which has moved", o.dir),
             Op::Datastore(o) => format!("{} in {}", o.verb, o.dir),
@@ -573,6 +614,7 @@ pub fn perform(op: &Op, ctx: &Ctx<'_>, job: &Job) -> Result<Answer> {
         Op::Retire(o) => retire::run(&tm, o),
         Op::Send(o) => return send::run(&tm, o).and_then(|told| json(&told)).with_context(|| op.doing()),
         Op::Locks(o) => return locks::run(&tm, o).and_then(|tried| json(&tried)).with_context(|| op.doing()),
+        Op::Pass(_) => return Err(refuse(Class::Usage, "who has no hosts to ask passes nothing on")),
         Op::Meet(o) => return meet::run(&tm, o).and_then(|met| json(&met)).with_context(|| op.doing()),
         Op::Datastore(o) => return bridge::run(ctx, job, o).map(|text| Answer { text }),
         Op::Monitor(o) => return monitor::run(&tm, o).map(|text| Answer { text }),

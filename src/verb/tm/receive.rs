@@ -390,6 +390,8 @@ fn vm(tm: &Tm<'_>, dir: &str) -> Result<()> {
     if at.look(at.name())?.is_some() {
         Seen::of(&at)?.unused(&at)?;
     }
+    // An earlier life of this job is ended by now.
+    settle::recorded(&at.domain, tm.job)?;
     let request = request_digest(&[&tm.request, &source]);
     if settle::made_by(&at.domain, at.name())?.is_some_and(|c| c.request == request) {
         return stream.answer(Have::default(), false);

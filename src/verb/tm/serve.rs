@@ -2,9 +2,10 @@
 //! `onesdm agent` on a host, and in the front-end itself for its own paths: one way for both.
 
 use super::op::{Op, perform};
+use super::pass;
 use crate::config::Settings;
 use crate::connection::{Connections, Share};
-use crate::host::{Handler, Link, Progress};
+use crate::host::{Handler, Hosts, Link, Progress};
 use crate::lock::JobId;
 use crate::sdm::event::What;
 use crate::sdm::job::{Topic, Waits};
@@ -116,6 +117,8 @@ pub struct Server<'a> {
     pub state: &'a Path,
     /// In the front-end: the verb's job, which is running already.
     pub own: Option<&'a Job>,
+    /// On a host: the way to other hosts.
+    pub hosts: Option<&'a Hosts<'a>>,
 }
 
 impl Handler for Server<'_> {
@@ -150,7 +153,10 @@ impl Server<'_> {
         let news = job.listen();
         let done = std::thread::scope(|s| {
             s.spawn(move || relay(news, link));
-            let done = ask.work(id, &job);
+            let done = match &request.op {
+                Op::Pass(o) => pass::run(ask, id, &job, o),
+                _ => ask.work(id, &job),
+            };
             job.hush();
             done
         });
@@ -174,15 +180,16 @@ fn relay(news: Receiver<What>, link: &dyn Link) {
     }
 }
 
-struct Ask<'a> {
-    server: &'a Server<'a>,
-    request: &'a Request,
-    settings: &'a Settings,
-    link: &'a dyn Link,
+#[derive(Clone, Copy)]
+pub(super) struct Ask<'a> {
+    pub server: &'a Server<'a>,
+    pub request: &'a Request,
+    pub settings: &'a Settings,
+    pub link: &'a dyn Link,
 }
 
 impl Ask<'_> {
-    fn work(&self, id: JobId, job: &Job) -> Result<Reply> {
+    pub fn work(&self, id: JobId, job: &Job) -> Result<Reply> {
         let seen: Mutex<BTreeMap<i64, (PathBuf, uuid::Uuid)>> = Mutex::default();
         let open = |dir: &Path, ds: i64| {
             let domain = self.open(dir, ds)?;

@@ -4,7 +4,7 @@
 
 use super::super::op::{Datastore, Op, What};
 use super::local::of_image;
-use super::pair::{reach, transfer};
+use super::pair::{reach, reach_giver, transfer};
 use super::shared::text;
 use super::{At, Front};
 use crate::host::HostError;
@@ -164,9 +164,9 @@ impl Bridge<'_> {
 
     fn between(&self, (from, dir): (&[Host], &VmDir), what: What, to: &[Host], path: &str) -> Result<String> {
         let data = self.req.image.as_ref().and_then(|i| i.size).unwrap_or(Bytes(0));
-        let mut from =
-            self.first(from, |h| reach(self.front, At { host: h.as_ref(), dir, local: false }, data))?;
         let mut to = self.first(to, |h| reach(self.front, self.at(h), data))?;
+        let giver = |h| At { host: Option::as_ref(h), dir, local: false };
+        let mut from = self.first(from, |h| reach_giver(self.front, giver(h), &to))?;
         if from.is_machine(&to) == Some(true) {
             // It has both.
             let host = to.host();

@@ -2,7 +2,7 @@
 //! which is the front-end. Disks are copies; a persistent one goes back into its image. Contract 3.3, 3.4.
 
 use super::super::op::{self, Delete, DiskFormat, Into, Marker, Op, What};
-use super::pair::{Line, is_shared, reach, transfer};
+use super::pair::{Line, is_shared, reach, reach_giver, transfer};
 use super::shared::{self, Of, text};
 use super::{At, Front, migrate};
 use crate::one::{Cpds, Disk, FromImage, HostPath, Leaf, Migrate, Mv, Mvds, TmCall, Vm, VmDir, VmPath, lcm};
@@ -59,7 +59,8 @@ pub(super) fn of_image(image: &HostPath) -> Result<VmDir> {
 
 impl Own<'_> {
     fn transfer(&self, (from, what): (At<'_>, What), (to, into): (At<'_>, Into), data: Bytes) -> Result<()> {
-        let (mut from, mut to) = (reach(self.front, from, data)?, reach(self.front, to, data)?);
+        let mut to = reach(self.front, to, data)?;
+        let mut from = reach_giver(self.front, from, &to)?;
         transfer(self.front, (&mut from, what), (&mut to, receive(into))).map(drop)
     }
 
@@ -124,8 +125,8 @@ impl Own<'_> {
             return Ok(());
         }
         let (from, to) = (text(&c.from.path()), text(&c.to.path()));
-        let reach = |at| reach(self.front, on_host(at), weight(&vm.disks));
-        let (mut a, mut b) = (reach(&c.from)?, reach(&c.to)?);
+        let mut b = reach(self.front, on_host(&c.to), weight(&vm.disks))?;
+        let mut a = reach_giver(self.front, on_host(&c.from), &b)?;
         match a.is_machine(&b) {
             Some(true) => {
                 drop(a);

@@ -1,25 +1,21 @@
-//! Two hosts at once: one gives, the other takes, and the data goes through here. Each has its connection
-//! and a thread; between them is a queue that holds the faster one up, though never so long that its host
-//! would think us lost. The receiver publishes when the sender said that its source is what was sent.
+//! Two hosts at once: one gives, the other takes. Straight from one to the other where the site allows, which
+//! the giving host finds out; else through here. What is decided is decided here in both cases.
 
-use super::super::op::{Meet, Met, Op, Send, Told, What};
+use super::super::flow::{self, Side, hear};
+use super::super::op::{Meet, Met, Op, Pass, Passed, Send, Told, What};
 use super::{Asked, At, Front, PAUSE, proof};
-use crate::host::{Bell, Channel, Commit, Event, HostError, Next, Request, Route, Source};
+use crate::host::{Channel, Commit, Event, HostError, Request, Route};
 use crate::lock::JobId;
 use crate::one::HostName;
-use crate::sdm::{Job, event};
+use crate::sdm::event;
 use crate::sys::{Bytes, Cancel, Class};
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Sender, channel};
+use std::time::Instant;
 
-/// Blocks that wait between the two.
-const DEPTH: usize = 8;
-const SLICE: Duration = Duration::from_millis(50);
+const NO_ANSWER: &str = "an answer that is none";
 /// How often it is tried when it was committed and the answer got lost.
 const TRIES: u32 = 3;
 
@@ -34,8 +30,18 @@ pub(super) struct Line<'a> {
 
 /// `data`: what is likely to go, as far as that is known.
 pub(super) fn reach<'a>(front: &'a Front<'_>, at: At<'a>, data: Bytes) -> Result<Line<'a>> {
-    let host = at.host.map_or("", HostName::as_str);
-    let (route, channel) = front.hosts.open_by(host, data)?;
+    reach_with(front, at, data, false)
+}
+
+/// The host that gives to another: there our keys count, if they are needed to go on from there.
+pub(super) fn reach_giver<'a>(front: &'a Front<'_>, at: At<'a>, to: &Line<'_>) -> Result<Line<'a>> {
+    reach_with(front, at, to.data, front.settings.data.direct && !to.is_here)
+}
+
+fn reach_with<'a>(front: &'a Front<'_>, at: At<'a>, data: Bytes, with_keys: bool) -> Result<Line<'a>> {
+    let (host, hosts) = (at.host.map_or("", HostName::as_str), front.hosts);
+    let (route, channel) =
+        if with_keys { hosts.forwarding().open_by(host, data)? } else { hosts.open_by(host, data)? };
     Ok(Line { at, host, is_here: matches!(route, Route::Local { .. }), data, channel })
 }
 
@@ -62,12 +68,15 @@ impl Line<'_> {
         &mut self,
         (job, asked): (&'s str, &Asked),
         word: &'s mut (dyn FnMut() -> bool + std::marker::Send + 's),
-        source: Option<&'s mut dyn Source>,
         on_event: &mut (dyn FnMut(Event) + std::marker::Send),
         cancel: &Cancel,
     ) -> Result<Value, HostError> {
-        let request = Request { job, body: asked.body.clone(), commit: Commit::When(word), source };
+        let request = Request { job, body: asked.body.clone(), commit: Commit::When(word), source: None };
         self.channel.call(request, on_event, cancel)
+    }
+
+    fn side(&mut self, job: JobId, asked: &Asked) -> Side<'_> {
+        Side { channel: &mut *self.channel, job: job.to_string(), body: asked.body.clone() }
     }
 }
 
@@ -77,23 +86,33 @@ pub(super) fn transfer<'a>(
     (from, what): (&mut Line<'a>, What),
     (to, receive): (&mut Line<'a>, Op),
 ) -> Result<(Told, String)> {
-    let send = Op::Send(Send { what });
     front.job.object(receive.object());
+    let lost = match direct(front, (from, &what), (to, &receive))? {
+        Way::Done(told, text) => return Ok((told, text)),
+        Way::Not => false,
+        Way::Lost => true,
+    };
+    let (send, begin) = (Op::Send(Send { what }), Instant::now());
     let mut tries = 0;
     loop {
         tries += 1;
         proof::ensure(front, from, &send)?;
         proof::ensure(front, to, &receive)?;
         let (asked_from, asked_to) = (from.prepare(front, &send)?, to.prepare(front, &receive)?);
-        let ids = (from.side_job(front).to_string(), front.job.id.to_string());
-        // A connection that is held up has to give a sign of life now and then.
-        let hold = front.settings.ssh.silence / 8;
-        let done = both((front.job, hold), (from, &ids.0, &asked_from), (to, &ids.1, &asked_to))?;
+        let (give, take) = (from.side_job(front), front.job.id);
+        let (give, take) = (from.side(give, &asked_from), to.side(take, &asked_to));
+        let done = flow::both(front.job, front.settings.ssh.silence, give, take, &mut || true)?;
         let is_unknown = done.received.as_ref().is_err_and(HostError::may_have_run);
         if is_unknown && tries < TRIES && front.job.cancel().wait(PAUSE) {
             // The host knows it by its job id.
             *to = reach(front, to.at, to.data)?;
             *from = reach(front, from.at, from.data)?;
+            continue;
+        }
+        // The host may not know yet that the other one is gone.
+        let is_busy = matches!(&done.received, Err(HostError::Failed { class: Class::Busy, .. }));
+        let more = begin.elapsed() < front.settings.ssh.silence * 3;
+        if lost && is_busy && more && front.job.cancel().wait(PAUSE) {
             continue;
         }
         let received = front.answered(&asked_to, done.received);
@@ -105,130 +124,69 @@ pub(super) fn transfer<'a>(
             let text = received?;
             (sent?, text)
         };
-        return Ok((serde_json::from_str(&told).context("an answer that is none")?, text));
+        return Ok((serde_json::from_str(&told).context(NO_ANSWER)?, text));
     }
 }
 
-struct Done {
-    sent: Result<Value, HostError>,
-    received: Result<Value, HostError>,
-    /// What went wrong first is the reason why the other failed, too.
-    sender_first: bool,
+/// What came of the straight way.
+enum Way {
+    Done(Told, String),
+    /// It is none.
+    Not,
+    /// It broke. What became of it the receiver knows by the job's id, and what arrived by its source.
+    Lost,
 }
 
-fn both(
-    (job, hold): (&Job, Duration),
-    (from, send_id, send): (&mut Line<'_>, &str, &Asked),
-    (to, receive_id, receive): (&mut Line<'_>, &str, &Asked),
-) -> Result<Done> {
-    let (data, answers, stop) = (Queue::new()?, Queue::new()?, Cancel::default());
-    let (tell, told) = channel();
-    Ok(std::thread::scope(|s| {
-        let sender = s.spawn(|| {
-            let mut on_event = |e| match e {
-                Event::Data(block) => data.push(block, hold),
-                // The receiver's progress is that of both.
-                Event::Progress(_) => {}
-                Event::Log { text, .. } => job.tell(event::What::Warning { text }),
-            };
-            let mut source = &answers;
-            let mut word = || true;
-            let done = from.call((send_id, send), &mut word, Some(&mut source), &mut on_event, &stop);
-            let _ = tell.send(done.is_ok());
-            let ended = Instant::now();
-            data.close();
-            (done, ended)
-        });
-        let mut on_event = |e| match e {
-            Event::Data(block) => answers.push(block, hold),
-            Event::Progress(p) => job.follow(&p.phase, p.done, p.total),
-            Event::Log { text, .. } => job.tell(event::What::Warning { text }),
-        };
-        let mut word = move || hear(&told, job.cancel()) == Some(true);
-        let mut source = &data;
-        let ids = (receive_id, receive);
-        let received = to.call(ids, &mut word, Some(&mut source), &mut on_event, job.cancel());
-        drop(word);
-        let ended = Instant::now();
-        if received.is_err() {
-            stop.request();
+/// The same straight from host to host.
+fn direct<'a>(
+    front: &'a Front<'_>,
+    (from, what): (&mut Line<'a>, &What),
+    (to, receive): (&mut Line<'a>, &Op),
+) -> Result<Way> {
+    if !front.settings.data.direct || from.is_here || to.is_here {
+        return Ok(Way::Not);
+    }
+    let asked_to = to.prepare(front, receive)?;
+    let pass = Op::Pass(Pass {
+        what: what.clone(),
+        host: to.host.to_owned(),
+        identity: to.channel.peer().identity.clone(),
+        job: front.job.id,
+        request: asked_to.body.clone(),
+        data: to.data,
+        connect: front.settings.ssh.connect,
+        silence: front.settings.ssh.silence,
+    });
+    let asked = from.prepare(front, &pass)?;
+    let mut news = |event| match event {
+        Event::Progress(p) => front.job.follow(&p.phase, p.done, p.total),
+        Event::Log { text, .. } => front.job.tell(event::What::Warning { text }),
+        Event::Data(_) => {}
+    };
+    let job = from.side_job(front).to_string();
+    let passed = from.call((&job, &asked), &mut || true, &mut news, front.job.cancel());
+    let (way, why) = match passed {
+        // Its program is older.
+        Err(HostError::Failed { class: Class::Unsupported, text, .. }) => (Way::Not, text),
+        Err(e) if e.may_have_run() && front.job.cancel().wait(PAUSE) => {
+            *from = reach(front, from.at, from.data)?;
+            (Way::Lost, e.to_string())
         }
-        answers.close();
-        data.close();
-        let (sent, at) = sender.join().unwrap_or_else(|e| std::panic::resume_unwind(e));
-        Done { sent, received, sender_first: at < ended }
-    }))
-}
-
-/// What the other thread has to say; `None` when it is gone, or we are to stop.
-fn hear<T>(from: &Receiver<T>, cancel: &Cancel) -> Option<T> {
-    loop {
-        match from.recv_timeout(SLICE) {
-            Ok(said) => return Some(said),
-            Err(RecvTimeoutError::Timeout) if !cancel.is_requested() => {}
-            Err(_) => return None,
-        }
-    }
-}
-
-/// Blocks on their way through.
-struct Queue {
-    inner: Mutex<(VecDeque<Vec<u8>>, bool)>,
-    /// There is room.
-    change: Condvar,
-    /// There is a block, or the end.
-    bell: Bell,
-}
-
-impl Queue {
-    fn new() -> Result<Queue> {
-        let bell = Bell::new().context("making a way between two threads")?;
-        Ok(Queue { inner: Mutex::default(), change: Condvar::new(), bell })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, (VecDeque<Vec<u8>>, bool)> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits so long for room, then takes it all the same.
-    fn push(&self, block: Vec<u8>, hold: Duration) {
-        let end = Instant::now() + hold;
-        let mut inner = self.lock();
-        while inner.0.len() >= DEPTH && !inner.1 && Instant::now() < end {
-            inner = self.change.wait_timeout(inner, SLICE).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        if !inner.1 {
-            inner.0.push_back(block);
-            self.bell.ring();
-        }
-    }
-
-    fn close(&self) {
-        self.lock().1 = true;
-        self.bell.ring();
-        self.change.notify_all();
-    }
-}
-
-impl Source for &Queue {
-    fn next(&mut self) -> Next {
-        let mut inner = self.lock();
-        match inner.0.pop_front() {
-            Some(block) => {
-                self.change.notify_all();
-                Next::Block(block)
+        passed => match serde_json::from_str(&front.answered(&asked, passed)?).context(NO_ANSWER)? {
+            Passed::Done { told, received } => {
+                return Ok(Way::Done(told, front.answered(&asked_to, Ok(received))?));
             }
-            None if inner.1 => Next::End,
-            None => {
-                self.bell.hush();
-                Next::Later
-            }
-        }
-    }
-
-    fn bell(&self) -> Option<Bell> {
-        Some(self.bell.clone())
-    }
+            Passed::Not { why } => (Way::Not, why),
+            Passed::Lost { why } => (Way::Lost, why),
+        },
+    };
+    (front.warn)(&format!(
+        "data goes through the front-end, not straight from {} to {}: {why}",
+        from.host, to.host
+    ));
+    // It may have waited for long.
+    *to = reach(front, to.at, to.data)?;
+    Ok(way)
 }
 
 /// Whether a datastore's directory is one storage on both hosts. Not knowing it is an error. Red team 1.1.
@@ -250,17 +208,17 @@ pub(super) fn is_shared(front: &Front<'_>, a: &mut Line<'_>, b: &mut Line<'_>, d
         let second = s.spawn(move || {
             hear(&begun, cancel)?;
             let mut word = move || tell(&sign) && hear(&ended, cancel).is_some();
-            Some(b.call((id_b, asked_b), &mut word, None, &mut { warn }, cancel))
+            Some(b.call((id_b, asked_b), &mut word, &mut { warn }, cancel))
         });
         let mut word = move || tell(&begin) && hear(&signs, cancel).is_some();
-        let first = a.call((&id_a, &asked_a), &mut word, None, &mut { warn }, cancel);
+        let first = a.call((&id_a, &asked_a), &mut word, &mut { warn }, cancel);
         drop(word);
         tell(&over);
         drop(over);
         (first, second.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
     });
     let met = |asked: &Asked, met| -> Result<Met> {
-        serde_json::from_str(&front.answered(asked, met)?).context("an answer that is none")
+        serde_json::from_str(&front.answered(asked, met)?).context(NO_ANSWER)
     };
     // Without the second the first says only that it was not told to go on.
     let second = met_b.map(|m| met(&asked_b, m)).transpose()?;
