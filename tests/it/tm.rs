@@ -231,10 +231,12 @@ fn on_its_own_storage(kind: Kind) {
     forget(&mut vm, 1, 0);
     vm.disks.get_mut(&0).unwrap().content.resize(3 * MIB, 0);
     vm.ok("resize", &[&vm.disk(0), "3"], 100);
-    // Hosts without common storage: said, and nothing done.
-    let out = vm.run("mv", &[&vm.at("h1", 101, None), &vm.at("h2", 101, None)], 101);
-    assert_eq!(out.status.code(), Some(5), "{}", String::from_utf8_lossy(&out.stderr));
-    vm.check();
+    // Among hosts without common storage, and to another of a host's own.
+    for (to, ds) in [("h2", 101), ("fe", 102), ("h1", 101), ("h1", 102), ("h1", 101)] {
+        travel(&mut vm, to, ds);
+        vm.guest(0);
+        vm.guest(1);
+    }
     assert!(vm.run("mvds", &[&vm.disk(1), &source("data")], 100).status.success());
     let stored = vm.disks[&1].clone();
     delete(&mut vm, 0);

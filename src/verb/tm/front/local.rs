@@ -15,7 +15,7 @@ use std::os::unix::fs::MetadataExt as _;
 const MARKER: &str = "ssh";
 
 pub(super) fn run(front: &Front<'_>, verb: &str, call: TmCall) -> Result<String> {
-    let of = Own { of: Of { front, ssh: true }, front };
+    let of = own(front);
     let done = match call {
         TmCall::Clone(c) => of.disk(&c, false),
         TmCall::Ln(c) => of.disk(&c, true),
@@ -28,6 +28,15 @@ pub(super) fn run(front: &Front<'_>, verb: &str, call: TmCall) -> Result<String>
         call => return shared::run(front, verb, true, call),
     };
     done.map(|()| String::new())
+}
+
+/// Between the hosts' own system datastores, whoever has the images.
+pub(super) fn mv(front: &Front<'_>, c: &Mv) -> Result<()> {
+    own(front).mv(c)
+}
+
+fn own<'a>(front: &'a Front<'a>) -> Own<'a> {
+    Own { of: Of { front, ssh: true }, front }
 }
 
 struct Own<'a> {

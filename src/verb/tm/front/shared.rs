@@ -2,7 +2,7 @@
 //! datastore is shared and the system datastore is the host's own. Contract 3.1, 3.2.
 
 use super::super::op::{self, DiskFormat, Marker, Op};
-use super::{At, Front};
+use super::{At, Front, local};
 use crate::one::{
     self, Cpds, DatastoreDoc, FromImage, Leaf, Mkimage, Mkswap, Mv, Mvds, Place, Resize, Snap, TmCall, Vm,
     VmPath, lcm,
@@ -145,14 +145,14 @@ impl Of<'_> {
         Ok(())
     }
 
-    /// A disk goes with its directory. Where all hosts see both directories, the one at the destination
-    /// moves it.
+    /// A disk goes with its directory. Where all hosts see both directories, or one host has both, the one at
+    /// the destination moves it.
     fn mv(&self, c: &Mv) -> Result<String> {
         if c.to.leaf != Leaf::Dir || (c.from.dir.ds == c.to.dir.ds && !self.ssh) {
             return Ok(String::new());
         }
         if self.ssh && c.from.host != c.to.host {
-            return Err(not_yet("moving a VM between hosts that do not share its system datastore"));
+            return local::mv(self.front, c).map(|()| String::new());
         }
         let from = as_seen(&c.to, &c.from.dir.path())?;
         self.ask(&c.to, &Op::Mv(op::Mv { from, to: text(&c.to.path()) }))
