@@ -72,12 +72,7 @@ impl From<DataError> for Stop {
 /// Fetches all of `source` into `dst`, which is empty and reads zero. On success every digest matched
 /// and `dst` holds the whole image, not flushed; after an error it holds a part of unverified content.
 /// A server that sends no length and closes the connection early can only be caught by a digest.
-pub fn fetch(
-    source: &Source<'_>,
-    dst: &File,
-    opts: &FetchOptions,
-    watch: &Watch,
-) -> Result<Fetched, DataError> {
+pub fn fetch(source: &Source, dst: &File, opts: &FetchOptions, watch: &Watch) -> Result<Fetched, DataError> {
     if let Source::File(src) = source
         && opts.digests.is_empty()
         && opts.limit.is_none()
@@ -93,6 +88,29 @@ pub fn is_packed(src: &File) -> Result<bool, DataError> {
     let mut head = [0; SNIFF];
     let n = calls::read_full(src, &mut head, 0).map_err(DataError::io("reading"))?;
     Ok(Compression::sniff(&head[..n]) != Compression::None)
+}
+
+/// The digests of a file that came by another way.
+pub fn verify(file: &File, digests: &[Expected], watch: &Watch) -> Result<(), DataError> {
+    let mut hashers: Vec<_> = digests.iter().map(|d| (d, d.algo().hasher())).collect();
+    let (mut block, mut at) = (vec![0; BLOCK], 0);
+    while !hashers.is_empty() {
+        watch.check("verifying")?;
+        let n = calls::read_full(file, &mut block, at).map_err(DataError::io("reading"))?;
+        for (_, hasher) in &mut hashers {
+            hasher.update(&block[..n]);
+        }
+        at += n as u64;
+        if n < BLOCK {
+            break;
+        }
+    }
+    for (expected, mut hasher) in hashers {
+        let mut digest = vec![0; hasher.output_size()];
+        hasher.finalize_into_reset(&mut digest).map_err(|_| DataError::Died)?;
+        expected.verify(&digest)?;
+    }
+    Ok(())
 }
 
 /// A file that is taken as it is needs no pipeline.
@@ -136,7 +154,7 @@ impl Shared<'_> {
     }
 }
 
-fn run(source: &Source<'_>, dst: &File, opts: &FetchOptions, watch: &Watch) -> Result<Fetched, DataError> {
+fn run(source: &Source, dst: &File, opts: &FetchOptions, watch: &Watch) -> Result<Fetched, DataError> {
     watch.begin("fetching", None)?;
     let stop = Cancel::default();
     let client = Client::new(&opts.http, stop.clone())?;
@@ -194,7 +212,7 @@ fn first_cause<T>(stop: Stop) -> Result<Option<T>, DataError> {
 }
 
 /// Reads the source to its end and hands every block to all `sinks`; the bytes transferred.
-fn transfer(source: &Source<'_>, shared: &Shared<'_>, sinks: &[SyncSender<Item>]) -> Result<u64, Stop> {
+fn transfer(source: &Source, shared: &Shared<'_>, sinks: &[SyncSender<Item>]) -> Result<u64, Stop> {
     // An error after a request to stop is that request's echo.
     let failed = |e| if shared.stop.is_requested() { Stop::Neighbour } else { Stop::Failed(e) };
     let mut stream = source.open(&shared.client).map_err(failed)?;

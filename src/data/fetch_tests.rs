@@ -47,7 +47,7 @@ fn options() -> FetchOptions {
     }
 }
 
-fn file(data: &[u8]) -> Source<'static> {
+fn file(data: &[u8]) -> Source {
     let mut f = tempfile::tempfile().unwrap();
     f.write_all(data).unwrap();
     Source::File(f)
@@ -60,12 +60,12 @@ fn content(mut f: &File) -> Vec<u8> {
     out
 }
 
-fn get(source: &Source<'_>, opts: &FetchOptions) -> (Result<Fetched, DataError>, File) {
+fn get(source: &Source, opts: &FetchOptions) -> (Result<Fetched, DataError>, File) {
     let dst = tempfile::tempfile().unwrap();
     (fetch(source, &dst, opts, &Watch::default()), dst)
 }
 
-fn from(server: &Server) -> Source<'static> {
+fn from(server: &Server) -> Source {
     Source::Http(server.url.clone())
 }
 

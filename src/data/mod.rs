@@ -28,7 +28,7 @@ pub use error::DataError;
 pub use fetch::{FetchOptions, Fetched};
 pub use http::HttpOptions;
 pub use rate::parse_rate;
-pub use source::{Given, Source};
+pub use source::Source;
 pub use sparse::{Sparse, zero};
 pub use url::shown;
 pub use watch::{NoProgress, Progress, Watch};

@@ -7,25 +7,14 @@ use super::DataError;
 use super::http::{Client, Download};
 use crate::sys::copy as calls;
 
-pub enum Source<'a> {
+pub enum Source {
     /// A regular file or block device, read from its beginning wherever its position is.
     File(File),
     /// An http or https URL.
     Http(String),
-    /// Bytes that somebody gives, once.
-    Given(&'a Given<'a>),
 }
 
-/// The next block of what is given, `None` at its end.
-pub type Next<'a> = dyn Fn() -> Result<Option<Vec<u8>>, DataError> + Sync + 'a;
-
-/// What somebody gives.
-pub struct Given<'a> {
-    pub len: u64,
-    pub next: &'a Next<'a>,
-}
-
-impl Source<'_> {
+impl Source {
     /// The bytes of the source as they lie there; the request is made here.
     pub(super) fn open<'a>(&'a self, client: &'a Client) -> Result<Stream<'a>, DataError> {
         match self {
@@ -34,7 +23,6 @@ impl Source<'_> {
                 calls::will_read_once(file);
                 Ok(Stream::File { file, pos: 0, len })
             }
-            Source::Given(given) => Ok(Stream::Given { given, block: Vec::new(), at: 0, pos: 0 }),
             Source::Http(url) => Ok(Stream::Http(Box::new(client.download(url)?))),
         }
     }
@@ -43,7 +31,6 @@ impl Source<'_> {
 pub(super) enum Stream<'a> {
     File { file: &'a File, pos: u64, len: u64 },
     Http(Box<Download<'a>>),
-    Given { given: &'a Given<'a>, block: Vec<u8>, at: usize, pos: u64 },
 }
 
 impl Stream<'_> {
@@ -52,7 +39,6 @@ impl Stream<'_> {
         match self {
             Stream::File { len, .. } => Some(*len),
             Stream::Http(download) => download.len(),
-            Stream::Given { given, .. } => Some(given.len),
         }
     }
 
@@ -60,19 +46,6 @@ impl Stream<'_> {
     pub(super) fn next(&mut self, buf: &mut [u8]) -> Result<usize, DataError> {
         match self {
             Stream::Http(download) => download.read(buf),
-            Stream::Given { given, block, at, pos } => {
-                if *at == block.len() {
-                    (*block, *at) = ((given.next)()?.unwrap_or_default(), 0);
-                    *pos += block.len() as u64;
-                    if *pos > given.len || (block.is_empty() && *pos != given.len) {
-                        return Err(DataError::SourceChanged { before: given.len, after: *pos });
-                    }
-                }
-                let n = buf.len().min(block.len() - *at);
-                buf[..n].copy_from_slice(&block[*at..*at + n]);
-                *at += n;
-                Ok(n)
-            }
             Stream::File { file, pos, len } => {
                 let n = calls::read_full(file, buf, *pos).map_err(DataError::io("reading"))?;
                 *pos += n as u64;

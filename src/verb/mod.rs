@@ -4,10 +4,10 @@
 mod blank;
 pub mod datastore;
 mod fill;
-mod give;
 mod hold;
 mod snaps;
 mod stage;
+mod stream;
 pub mod tm;
 
 pub use tm::live::guard::{COMMAND as GUARD, Charge, charge, serve as guard};

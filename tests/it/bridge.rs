@@ -10,11 +10,11 @@ use std::process::Output;
 use std::time::Duration;
 
 const STORES: &str = "/var/lib/one/datastores";
-const DS: &str = "/var/lib/one/datastores/100";
-const SOON: Duration = Duration::from_secs(20);
+pub const DS: &str = "/var/lib/one/datastores/100";
+pub const SOON: Duration = Duration::from_secs(20);
 
 /// Only the hosts have datastore 100; the front-end and h2 have 101.
-fn cloud() -> Cloud {
+pub fn cloud() -> Cloud {
     let other = format!("{STORES}/101");
     let cloud = Cloud::up(&["-s", DS, "-s", &other], &["h1", "h2"]);
     for host in ["h1", "h2"] {
@@ -41,7 +41,7 @@ fn cloud() -> Cloud {
 }
 
 /// The message about image 7 of datastore 100, which is to be made on `hosts`.
-fn message(hosts: &str, image: &str, root: &str) -> String {
+pub fn message(hosts: &str, image: &str, root: &str) -> String {
     store(100, &format!("<BRIDGE_LIST>{hosts}</BRIDGE_LIST>"), image, root)
 }
 
@@ -53,7 +53,7 @@ fn store(ds: u32, template: &str, image: &str, root: &str) -> String {
     )
 }
 
-fn words(cloud: &Cloud, verb: &str, message: &str) -> Vec<String> {
+pub fn words(cloud: &Cloud, verb: &str, message: &str) -> Vec<String> {
     let input = String::from_utf8(base64(message)).unwrap();
     cloud.write("fe", "/tmp/stdin", &input);
     let verb = format!("/var/lib/one/remotes/datastore/sdm/{verb}");
@@ -68,7 +68,7 @@ fn call(cloud: &Cloud, verb: &str, message: &str) -> Output {
 }
 
 #[track_caller]
-fn ok(cloud: &Cloud, verb: &str, message: &str) -> String {
+pub fn ok(cloud: &Cloud, verb: &str, message: &str) -> String {
     let out = call(cloud, verb, message);
     assert!(out.status.success(), "{verb}: {}", String::from_utf8_lossy(&out.stderr));
     assert!(!cloud.inside("fe", || Path::new(DS).exists()), "{verb} made a directory on the front-end");
@@ -84,13 +84,13 @@ fn fails(cloud: &Cloud, verb: &str, message: &str, code: i32) -> String {
 }
 
 /// The path of an answer as a host sees it.
-fn place(answer: &str, format: &str) -> PathBuf {
+pub fn place(answer: &str, format: &str) -> PathBuf {
     let (source, is) = answer.split_once(' ').unwrap_or((answer, ""));
     assert!(is == format && source.starts_with(&format!("{STORES}//")), "{answer}");
     PathBuf::from(source.replace("//", "/"))
 }
 
-fn bytes(cloud: &Cloud, host: &str, path: &Path) -> Vec<u8> {
+pub fn bytes(cloud: &Cloud, host: &str, path: &Path) -> Vec<u8> {
     cloud.inside(host, || std::fs::read(path).unwrap())
 }
 
@@ -104,7 +104,7 @@ fn made(cloud: &Cloud, at: &str) -> Vec<u8> {
 }
 
 /// No image, and nothing of a job, in a datastore.
-fn empty(cloud: &Cloud, host: &str) -> bool {
+pub fn empty(cloud: &Cloud, host: &str) -> bool {
     cloud.inside(host, || {
         let left = |dir: &str| names(&Path::new(DS).join(dir));
         left("").iter().all(|n| n == ".sdm") && left(".sdm/new").is_empty()

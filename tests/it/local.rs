@@ -111,12 +111,7 @@ impl Site {
 
     /// Bytes that came to a host over its network.
     pub fn came(&self, host: &str) -> u64 {
-        let dev = self.on(host, &["cat", "/proc/net/dev"]);
-        let came = |line: &str| {
-            let (name, numbers) = line.split_once(':')?;
-            (name.trim() != "lo").then(|| numbers.split_whitespace().next()?.parse::<u64>().ok())?
-        };
-        dev.lines().filter_map(came).sum()
+        came(&self.on(host, &["cat", "/proc/net/dev"]))
     }
 
     pub fn staged(&self, host: &str) -> u64 {
@@ -124,8 +119,17 @@ impl Site {
     }
 }
 
+/// The same of the text in which the kernel says it.
+pub fn came(dev: &str) -> u64 {
+    let of = |line: &str| {
+        let (name, numbers) = line.split_once(':')?;
+        (name.trim() != "lo").then(|| numbers.split_whitespace().next()?.parse::<u64>().ok())?
+    };
+    dev.lines().filter_map(of).sum()
+}
+
 /// Bytes below a directory.
-fn weight(dir: &Path) -> u64 {
+pub fn weight(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let each = entries.map(|e| match e.metadata() {
         Ok(m) if m.is_dir() => weight(&e.path()),

@@ -16,6 +16,7 @@ mod admin;
 mod agent;
 mod bed;
 mod bridge;
+mod bridge_stream;
 mod call;
 mod context;
 mod contract;

@@ -2,6 +2,7 @@
 //! verb is called again as oned's operator would. Whatever happened in between: the right content, in the
 //! right files, and nothing left over.
 
+use crate::hosts::Cloud;
 use crate::kill::full;
 use crate::runner::{self, Disk, Kind, MIB, Vm, source};
 use std::collections::BTreeMap;
@@ -33,10 +34,14 @@ pub fn kill(vm: &Vm<'_>, host: &str, word: &str) {
 }
 
 pub fn signal(vm: &Vm<'_>, host: &str, word: &str, signal: &str) {
+    signal_on(vm.cloud, host, word, signal);
+}
+
+pub fn signal_on(cloud: &Cloud, host: &str, word: &str, signal: &str) {
     let script = format!(
         "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q '{word}' && kill -{signal} ${{p#/proc/}}; done; :"
     );
-    let _ = vm.cloud.command(host, &["sh", "-c", &script]).output();
+    let _ = cloud.command(host, &["sh", "-c", &script]).output();
 }
 
 /// Makes the call, strikes one of the hosts or the front-end in between, mends, and calls until it is done.

@@ -29,7 +29,7 @@ pub struct Head {
 /// Reads the first `want` bytes and little more; from a server by one request that is dropped then, which
 /// works with servers that know no ranges. Of `opts`, only `decompress` and `http` matter. A request to
 /// stop is seen between reads, at the latest after the stall timeout.
-pub fn head(source: &Source<'_>, want: usize, opts: &FetchOptions, watch: &Watch) -> Result<Head, DataError> {
+pub fn head(source: &Source, want: usize, opts: &FetchOptions, watch: &Watch) -> Result<Head, DataError> {
     watch.check("measuring")?;
     let client = Client::new(&opts.http, watch.cancel.clone())?;
     let mut stream = source.open(&client)?;
@@ -51,7 +51,7 @@ pub fn head(source: &Source<'_>, want: usize, opts: &FetchOptions, watch: &Watch
 /// files, by unpacking all of it into nothing. `None` for a server when only a download would tell.
 /// A remote zstd file is taken for one frame unless its length says it is not.
 pub fn unpacked_size(
-    source: &Source<'_>,
+    source: &Source,
     head: &Head,
     opts: &FetchOptions,
     watch: &Watch,
@@ -76,7 +76,7 @@ pub fn unpacked_size(
             index::xz(len, REMOTE_STREAMS, &|range: &Range<u64>| client.range(url, range, len))
         }
         (Source::Http(_), Compression::Zstd) => Ok(index::zstd_frame(&head.raw, len)),
-        (Source::Http(_), Compression::Gzip | Compression::Bzip2) | (Source::Given(_), _) => Ok(None),
+        (Source::Http(_), Compression::Gzip | Compression::Bzip2) => Ok(None),
     }
 }
 
@@ -91,7 +91,7 @@ fn read_file(file: &File, range: &Range<u64>) -> Result<Option<Vec<u8>>, DataErr
 
 /// Unpacks into nothing; progress counts unpacked bytes.
 fn count(
-    source: &Source<'_>,
+    source: &Source,
     kind: Compression,
     opts: &FetchOptions,
     watch: &Watch,

@@ -5,7 +5,7 @@ use crate::data::compress::tests::{ALL, pack};
 use crate::data::testserver::{Script, Server};
 use crate::sys::Cancel;
 
-fn file(data: &[u8]) -> Source<'static> {
+fn file(data: &[u8]) -> Source {
     let mut f = tempfile::tempfile().unwrap();
     f.write_all(data).unwrap();
     Source::File(f)
@@ -21,7 +21,7 @@ fn quick() -> FetchOptions {
     opts
 }
 
-fn size(source: &Source<'_>) -> Result<Option<u64>, DataError> {
+fn size(source: &Source) -> Result<Option<u64>, DataError> {
     let head = head(source, 512, &quick(), &Watch::default())?;
     unpacked_size(source, &head, &quick(), &Watch::default())
 }

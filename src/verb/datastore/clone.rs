@@ -9,9 +9,10 @@ use crate::lock::{self, Mode, SlabLease};
 use crate::one::{self, DsRequest, ImagePath};
 use crate::sdm::work::Slab;
 use crate::sdm::{Domain, Job, SdmError, Work, settle};
-use crate::sys::{Bytes, Class};
+use crate::sys::Class;
 use crate::verb::fill::{self, disk_size};
-use crate::verb::{give, refuse};
+use crate::verb::refuse;
+use crate::verb::stream::Incoming;
 use anyhow::{Context as _, Result};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -38,8 +39,11 @@ pub(in crate::verb) fn take(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bo
     if !matches!(one::image_path(&path)?, ImagePath::Local(_)) {
         return Err(refuse(Class::Usage, format!("{} is no image of a datastore", data::shown(&path))));
     }
+    let watch = job.watch();
+    let stream = if given { Some(Incoming::begin(ctx, job, &watch)?) } else { None };
     let ds = Ds::open(ctx, req, job)?;
     if let Some(answer) = ds.recorded()? {
+        stream.map_or(Ok(()), Incoming::decline)?;
         return Ok(answer);
     }
     let (name, place) = ds.new_name()?;
@@ -47,7 +51,7 @@ pub(in crate::verb) fn take(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bo
     let wanted = req.datastore.driver.as_deref().and_then(Format::from_word);
     let request = ds.request(&[&path, wanted.map_or("", Format::opennebula)]);
     let (original, _leases) = if given {
-        (None, ds.lease(&[(&place, Mode::Exclusive)])?)
+        (None, ds.lease_for(&place, stream.as_ref())?)
     } else if let Ok(source) = one::source_name(&req.datastore.base_path, &path) {
         let source = Name::parse(source.as_str())?;
         let leases = ds.lease(&[(&place, Mode::Exclusive), (&source, Mode::Shared)])?;
@@ -61,12 +65,13 @@ pub(in crate::verb) fn take(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bo
     if let Some(made) = settle::made_by(&ds.domain, &place)?
         && made.request == request
     {
+        stream.map_or(Ok(()), Incoming::decline)?;
         return Ok(made.answer);
     }
-    let mut work = Work::begin(&ds.domain, job, std::slice::from_ref(&place))?;
-    let (original, staged) = match original {
-        Some(original) => (original, None),
-        None => came(&ds, &mut work, &path).map(|(original, slab)| (original, Some(slab)))?,
+    let (mut work, original, staged) = match (original, stream) {
+        (Some(original), _) => (Work::begin(&ds.domain, job, std::slice::from_ref(&place))?, original, None),
+        (None, Some(stream)) => came(&ds, &place, stream).with_context(|| format!("cloning {path}"))?,
+        (None, None) => return Err(refuse(Class::Internal, "an image that is nowhere")),
     };
     let from = original.found.format;
     // A chain, or another format, is read as the guest reads it; everything else byte for byte.
@@ -91,16 +96,19 @@ pub(in crate::verb) fn take(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bo
 }
 
 /// What the peer gives, staged.
-fn came(ds: &Ds<'_>, work: &mut Work<'_>, path: &str) -> Result<(Original, Slab)> {
-    let slab = work.file(Bytes(0))?;
-    let file = slab.file.as_ref().context("a staged file has no file")?;
-    let opts = FetchOptions { decompress: false, ..super::fetch_options(ds.ctx, ds.req)? };
-    give::fetched(ds.ctx, file, &FetchOptions { digests: Vec::new(), ..opts }, ds.job)
-        .with_context(|| format!("cloning {path}"))?;
-    let found = look(&slab.path, file)?;
+fn came<'d>(
+    ds: &'d Ds<'_>,
+    place: &Name,
+    stream: Incoming<'_>,
+) -> Result<(Work<'d>, Original, Option<Slab>)> {
+    let opts = super::fetch_options(ds.ctx.settings, ds.req)?;
+    let opts = FetchOptions { decompress: false, digests: Vec::new(), ..opts };
+    let (work, slab) = ds.receive(place, stream, &opts)?;
+    let file = slab.file.as_ref().context("a staged file has no file")?.try_clone()?;
+    let found = look(&slab.path, &file)?;
     image::admit(&found, &fill::admit(ds.ctx))?;
-    let (path, file) = (slab.path.clone(), file.try_clone()?);
-    Ok((Original { path, file, found, _domain: None, _lease: None }, slab))
+    let path = slab.path.clone();
+    Ok((work, Original { path, file, found, _domain: None, _lease: None }, Some(slab)))
 }
 
 /// An image of this very datastore; its lease is taken by the caller.

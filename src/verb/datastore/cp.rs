@@ -3,15 +3,16 @@
 //! before the last step. Contract 2.4; seed 002.
 
 use super::{Ctx, Ds, block};
-use crate::data::{Source, archive, fetch};
+use crate::data::{FetchOptions, Source, archive, fetch};
+use crate::engine::Name;
 use crate::image::{self, Format, probe};
-use crate::lock::Mode;
 use crate::one::{self, BlockDevices, DirPolicy, DsRequest, ImagePath};
 use crate::sdm::work::Slab;
 use crate::sdm::{Job, Work, settle};
 use crate::sys::{Bytes, Class};
 use crate::verb::fill::{self, disk_size};
-use crate::verb::{give, refuse};
+use crate::verb::refuse;
+use crate::verb::stream::{self, Incoming};
 use anyhow::{Context as _, Result};
 use std::os::unix::fs::FileExt as _;
 
@@ -28,20 +29,23 @@ pub(in crate::verb) fn take(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bo
         return block::cp(ctx, req, job, given);
     }
     super::offered(req)?;
+    let watch = job.watch();
+    let stream = if given { Some(Incoming::begin(ctx, job, &watch)?) } else { None };
     if ctx.repeatable
         && let Some(answer) = Ds::open(ctx, req, job)?.recorded()?
     {
+        stream.map_or(Ok(()), Incoming::decline)?;
         return Ok(answer);
     }
     let path = req.image()?.path.clone().unwrap_or_default();
     let from = one::image_path(&path)?;
-    let opts = super::fetch_options(ctx, req)?;
+    let opts = super::fetch_options(ctx.settings, req)?;
     // What comes along was judged where it is.
     let source = if given { None } else { Some(open(ctx, req, &from)?) };
 
     let ds = Ds::open(ctx, req, job)?;
     let (name, place) = ds.new_name()?;
-    let _lease = ds.lease(&[(&place, Mode::Exclusive)])?;
+    let _lease = ds.lease_for(&place, stream.as_ref())?;
     let digests: Vec<&str> = opts.digests.iter().map(crate::data::Expected::hex).collect();
     let target = req.target_format().unwrap_or_default();
     let request =
@@ -49,19 +53,17 @@ pub(in crate::verb) fn take(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bo
     if let Some(made) = settle::made_by(&ds.domain, &place)?
         && made.request == request
     {
+        stream.map_or(Ok(()), Incoming::decline)?;
         return Ok(made.answer);
     }
 
-    let mut work = Work::begin(&ds.domain, job, std::slice::from_ref(&place))?;
-    let slab = work.file(Bytes(0))?;
-    let file = slab.file.as_ref().context("a staged file has no file")?;
-    let fetched = match &source {
-        Some(source) => fetch::fetch(source, file, &opts, &job.watch()).map_err(Into::into),
-        None => give::fetched(ctx, file, &opts, job),
+    let copied = match (source, stream) {
+        (_, Some(stream)) => ds.receive(&place, stream, &opts),
+        (Some(source), None) => fetched(&ds, &place, &source, &opts),
+        (None, None) => Err(refuse(Class::Internal, "a source that is nowhere")),
     };
-    let fetched =
-        fetched.with_context(|| format!("copying {} into datastore {}", from.shown(), req.datastore.id))?;
-    job.method(fetched.method.as_str());
+    let (mut work, slab) =
+        copied.with_context(|| format!("copying {} into datastore {}", from.shown(), req.datastore.id))?;
     let (slab, format) = shape(&ds, &mut work, slab, opts.decompress)
         .with_context(|| format!("taking {} into datastore {}", from.shown(), req.datastore.id))?;
     work.flush(&slab)?;
@@ -72,11 +74,26 @@ pub(in crate::verb) fn take(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bo
     Ok(answer)
 }
 
+/// The source becomes a slab of a new job.
+fn fetched<'d>(
+    ds: &'d Ds<'_>,
+    place: &Name,
+    source: &Source,
+    opts: &FetchOptions,
+) -> Result<(Work<'d>, Slab)> {
+    let mut work = Work::begin(&ds.domain, ds.job, std::slice::from_ref(place))?;
+    let slab = work.file(Bytes(0))?;
+    let file = slab.file.as_ref().context("a staged file has no file")?;
+    let fetched = fetch::fetch(source, file, opts, &ds.job.watch())?;
+    ds.job.method(fetched.method.as_str());
+    Ok((work, slab))
+}
+
 /// The source, opened and checked where it really is.
-pub(in crate::verb) fn open(ctx: &Ctx<'_>, req: &DsRequest, from: &ImagePath) -> Result<Source<'static>> {
+pub(in crate::verb) fn open(ctx: &Ctx<'_>, req: &DsRequest, from: &ImagePath) -> Result<Source> {
     match from {
         ImagePath::Http(url) => Ok(Source::Http(url.clone())),
-        ImagePath::Ssh(..) => Err(give::elsewhere(from)),
+        ImagePath::Ssh(..) => Err(stream::elsewhere(from)),
         ImagePath::Local(path) => {
             let restricted = ctx.settings.paths.restricted();
             let policy = DirPolicy::new(&restricted, &req.datastore, BlockDevices::Allow);

@@ -14,7 +14,9 @@ pub mod stat;
 mod tests;
 
 use super::fill::{self, Conversion, Own};
+use super::stream::{self, Incoming};
 use super::{Ctx, hold, refuse};
+use crate::config::Settings;
 use crate::data::{self, FetchOptions, Sparse};
 use crate::engine::{Access, Kind, Name, Object, Place};
 use crate::image::{Format, Probe};
@@ -76,6 +78,27 @@ impl<'a> Ds<'a> {
     /// Leases on images of this datastore, and what dead jobs left on them settled.
     pub fn lease(&self, wanted: &[(&Name, Mode)]) -> Result<Vec<SlabLease>> {
         hold::lease(&self.domain, self.job, wanted)
+    }
+
+    /// The lease to make an image; where it comes in a stream, with what an earlier attempt had of it spared.
+    pub fn lease_for(&self, place: &Name, stream: Option<&Incoming<'_>>) -> Result<Vec<SlabLease>> {
+        let source = stream.map(|s| s.source.as_str());
+        hold::lease_for(&self.domain, self.job, &[(place, Mode::Exclusive)], source)
+    }
+
+    /// What the peer gives becomes a slab of a new job, whose result will be `place`.
+    pub fn receive(
+        &self,
+        place: &Name,
+        stream: Incoming<'_>,
+        opts: &FetchOptions,
+    ) -> Result<(Work<'_>, Slab)> {
+        let targets = std::slice::from_ref(place);
+        let (mut work, had) = Work::resume(&self.domain, self.job, targets, &stream.source)?;
+        match stream::file(self.job, &mut work, stream, had, opts) {
+            Ok(slab) => Ok((work, slab)),
+            Err(e) => Err(stream::kept(self.job, work, e)),
+        }
     }
 
     pub fn look(&self, name: &Name) -> Result<Option<Object>> {
@@ -205,8 +228,7 @@ pub(super) fn offered(req: &DsRequest) -> Result<()> {
     if ds.is_block() && ds.ds_mad.as_deref() == Some("fs") { not_yet("DISK_TYPE=BLOCK") } else { Ok(()) }
 }
 
-pub(super) fn fetch_options(ctx: &Ctx<'_>, req: &DsRequest) -> Result<FetchOptions> {
-    let s = ctx.settings;
+pub(super) fn fetch_options(s: &Settings, req: &DsRequest) -> Result<FetchOptions> {
     let limit = match &req.datastore.limit_transfer_bw {
         Some(text) => Some(data::parse_rate(text).context("reading LIMIT_TRANSFER_BW")?),
         None => s.data.limit.map(|b| b.0),

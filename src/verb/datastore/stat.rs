@@ -9,7 +9,7 @@ use crate::sdm::Job;
 use crate::sys::fs::Dir;
 use crate::sys::{Bytes, Class};
 use crate::verb::fill::disk_size;
-use crate::verb::{give, refuse};
+use crate::verb::{refuse, stream};
 use anyhow::{Context as _, Result};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
@@ -21,10 +21,10 @@ pub fn run(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     let path = req.image()?.path.clone().unwrap_or_default();
     let from = one::image_path(&path)?;
     job.object(&from.shown());
-    let opts = super::fetch_options(ctx, req)?;
+    let opts = super::fetch_options(ctx.settings, req)?;
     let size = match &from {
         ImagePath::Http(url) => of_source(&Source::Http(url.clone()), &opts, job),
-        ImagePath::Ssh(..) => Err(give::elsewhere(&from)),
+        ImagePath::Ssh(..) => Err(stream::elsewhere(&from)),
         ImagePath::Local(path) => local(ctx, req, path, &opts, job),
     };
     let size = size.with_context(|| format!("finding the size of {}", from.shown()))?;
@@ -44,7 +44,7 @@ fn local(ctx: &Ctx<'_>, req: &DsRequest, path: &Path, opts: &FetchOptions, job: 
     of_source(&Source::File(file), opts, job)
 }
 
-fn of_source(source: &Source<'_>, opts: &FetchOptions, job: &Job) -> Result<Bytes> {
+fn of_source(source: &Source, opts: &FetchOptions, job: &Job) -> Result<Bytes> {
     let mut want = HEAD;
     loop {
         let head = measure::head(source, want, opts, &job.watch())?;

@@ -6,8 +6,9 @@ use super::clone;
 use super::ln::resolved;
 use super::op::{Datastore, Told};
 use super::place::Spot;
-use super::send::source;
+use super::send::source_of;
 use crate::data::Source;
+use crate::data::extent::Sender;
 use crate::image::{self, Format};
 use crate::lock::Mode;
 use crate::one::{DsDump, DsRequest, ImagePath};
@@ -15,9 +16,10 @@ use crate::sdm::{Job, Work};
 use crate::sys::Class;
 use crate::verb::datastore::{by_name, clone as ds_clone, cp};
 use crate::verb::fill::{self, Conversion, Own, disk_size};
-use crate::verb::{Ctx, give, refuse};
+use crate::verb::{Ctx, refuse, stream};
 use anyhow::Result;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 
 fn request(ctx: &Ctx<'_>, message: &BTreeMap<String, String>) -> Result<DsRequest> {
@@ -26,7 +28,7 @@ fn request(ctx: &Ctx<'_>, message: &BTreeMap<String, String>) -> Result<DsReques
 
 pub(super) fn run(ctx: &Ctx<'_>, job: &Job, op: &Datastore) -> Result<String> {
     let request = request(ctx, &op.message)?;
-    match (op.given, op.verb.as_str()) {
+    match (op.stream, op.verb.as_str()) {
         (true, "cp") => cp::take(ctx, &request, job, true),
         (true, "clone") => ds_clone::take(ctx, &request, job, true),
         (false, verb) if let Some(run) = by_name(verb) => run(ctx, &request, job),
@@ -35,17 +37,21 @@ pub(super) fn run(ctx: &Ctx<'_>, job: &Job, op: &Datastore) -> Result<String> {
 }
 
 /// Gives a file that is to become an image.
-pub(super) fn outside(tm: &Tm<'_>, path: &str, message: &BTreeMap<String, String>) -> Result<Told> {
+pub(super) fn outside(
+    tm: &Tm<'_>,
+    path: &str,
+    limit: Option<u64>,
+    message: &BTreeMap<String, String>,
+) -> Result<Told> {
     let request = request(tm.ctx, message)?;
     let Source::File(file) = cp::open(tm.ctx, &request, &ImagePath::Local(path.into()))? else {
         return Err(refuse(Class::Internal, format!("{path} is no file")));
     };
-    give::give(tm.ctx, &file, tm.job)?;
-    Ok(Told { source: String::new(), digest: None })
+    give(tm, stream::identity(None, &[path, &stream::state(&file)?]), limit, &file)
 }
 
 /// Gives an image of a datastore, leased meanwhile.
-pub(super) fn whole(tm: &Tm<'_>, path: &str) -> Result<Told> {
+pub(super) fn whole(tm: &Tm<'_>, path: &str, limit: Option<u64>) -> Result<Told> {
     let image = tm.open(Spot::image(tm.ctx, path)?)?;
     let _image = tm.lease(&image, Mode::Shared)?;
     let name = resolved(&image)?;
@@ -61,6 +67,11 @@ pub(super) fn whole(tm: &Tm<'_>, path: &str) -> Result<Told> {
     } else {
         file
     };
-    give::give(tm.ctx, &file, tm.job)?;
-    Ok(Told { source: source(&image, &[&tm.request]), digest: None })
+    give(tm, source_of(tm, &image, &[&file])?, limit, &file)
+}
+
+fn give(tm: &Tm<'_>, source: String, limit: Option<u64>, file: &File) -> Result<Told> {
+    let entries = |sender: &mut Sender<'_>| Ok(sender.file(stream::NAME, 0o644, file).map(drop)?);
+    let digest = stream::give(tm.ctx, tm.job, (&source, limit), entries)?;
+    Ok(Told { source, digest })
 }

@@ -20,7 +20,6 @@ mod monitor;
 mod mv;
 mod mvds;
 pub mod op;
-mod parts;
 mod pass;
 mod place;
 mod private;

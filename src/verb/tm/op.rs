@@ -290,9 +290,10 @@ pub enum What {
     /// A disk with its snapshots.
     Disk { disk: Disk },
     /// An image as one file that needs no other.
-    Whole { path: String },
-    /// A file that is to become an image: PATH of the message, which says what may be read.
-    Outside { path: String, message: BTreeMap<String, String> },
+    Whole { path: String, limit: Option<u64> },
+    /// A file that is to become an image: PATH of the message, which says what may be read. `limit`: bytes per
+    /// second.
+    Outside { path: String, limit: Option<u64>, message: BTreeMap<String, String> },
     /// What a disk is, or was in a snapshot, as one file. `live`: a machine that writes to it.
     Content {
         disk: Disk,
@@ -430,7 +431,7 @@ impl What {
     pub fn path(&self) -> &str {
         match self {
             What::Vm { dir, .. } => dir,
-            What::Image { path, .. } | What::Whole { path } | What::Outside { path, .. } => path,
+            What::Image { path, .. } | What::Whole { path, .. } | What::Outside { path, .. } => path,
             What::Disk { disk } | What::Content { disk, .. } => &disk.path,
         }
     }
@@ -465,7 +466,7 @@ pub struct Datastore {
     pub message: BTreeMap<String, String>,
     /// The peer gives the content of the source.
     #[serde(default)]
-    pub given: bool,
+    pub stream: bool,
 }
 
 /// What came of it.
@@ -539,7 +540,7 @@ impl Op {
     pub fn streams(&self) -> bool {
         matches!(
             self,
-            Op::Send(_) | Op::Pass(_) | Op::Receive(_) | Op::Datastore(Datastore { given: true, .. })
+            Op::Send(_) | Op::Pass(_) | Op::Receive(_) | Op::Datastore(Datastore { stream: true, .. })
         )
     }
 

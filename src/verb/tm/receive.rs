@@ -4,25 +4,23 @@
 //! directory whose record names this very source, unchanged, is the result of an earlier attempt. Design 5.
 
 use super::op::{Into, Receive};
-use super::parts::{self, Parts};
 use super::place::Spot;
-use super::send::peer;
 use super::tree::{self, Seen};
 use super::{At, DiskFormat, Marker, Tm, clone, marker};
-use crate::data::extent::{Have, Land, Limits, Received, Receiver};
-use crate::data::{DataError, Watch};
+use crate::data::Watch;
+use crate::data::extent::Land;
 use crate::image::{self, Format, Rebase};
 use crate::lock::Mode;
 use crate::sdm::record::{Step, request_digest};
 use crate::sdm::work::Slab;
 use crate::sdm::{Work, settle};
-use crate::sys::effect::{Effect, step};
 use crate::sys::fs::{self, Dir};
-use crate::sys::{Bytes, Class, copy as calls};
+use crate::sys::{Bytes, Class};
 use crate::verb::fill::{self, admit};
 use crate::verb::hold;
 use crate::verb::refuse;
 use crate::verb::snaps::GOING;
+use crate::verb::stream::{self, Incoming, Parts, odd};
 use anyhow::{Context as _, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -30,8 +28,6 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-/// Of a VM's directory with all its disks and snapshots.
-const ENTRIES: usize = 100_000;
 /// The longest text that is a name: a `.current`, a `.monitor`.
 const TEXT: u64 = 4096;
 
@@ -50,57 +46,18 @@ pub(super) fn run(tm: &Tm<'_>, op: &Receive) -> Result<()> {
     }
 }
 
-/// A stream that has begun: what its source is, and nothing of it yet.
-struct Stream<'a> {
-    tm: &'a Tm<'a>,
-    receiver: Receiver<'a>,
-    source: String,
-}
-
-fn gone() -> DataError {
-    DataError::Gone { doing: "receiving" }
-}
-
-impl<'a> Stream<'a> {
-    fn begin(tm: &'a Tm<'a>, at: &At, watch: &'a Watch) -> Result<Stream<'a>> {
-        let limits = Limits { entries: ENTRIES, size: admit(tm.ctx).max_size.0 };
-        let mut stream = Stream { tm, receiver: Receiver::new(limits, watch), source: String::new() };
-        tm.job.phase("receiving");
-        let Received::Begun { source } = stream.next(&mut Nothing)? else {
-            return Err(refuse(Class::Integrity, "a stream that does not begin"));
-        };
-        if source.split(' ').next() == Some(at.domain.header.id.to_string().as_str()) {
-            let text = format!(
-                "{} has the domain id of the source: it is the same storage, or a copy of it (`onesdm domain adopt` \
-                 says which copy is the real one)",
-                at.spot.dir.display()
-            );
-            return Err(refuse(Class::Refused, text));
-        }
-        stream.source = source;
-        Ok(stream)
+/// A stream that has begun, and comes from elsewhere.
+fn begin<'a>(tm: &'a Tm<'_>, at: &At, watch: &'a Watch) -> Result<Incoming<'a>> {
+    let stream = Incoming::begin(tm.ctx, tm.job, watch)?;
+    if stream.source.split(' ').next() == Some(at.domain.header.id.to_string().as_str()) {
+        let text = format!(
+            "{} has the domain id of the source: it is the same storage, or a copy of it (`onesdm domain adopt` \
+             says which copy is the real one)",
+            at.spot.dir.display()
+        );
+        return Err(refuse(Class::Refused, text));
     }
-
-    fn next(&mut self, land: &mut impl Land<Error = anyhow::Error>) -> Result<Received> {
-        let block = peer(self.tm)?.receive().ok().flatten().ok_or_else(gone)?;
-        self.receiver.take(&block, land)
-    }
-
-    fn answer(&mut self, have: Have, wanted: bool) -> Result<()> {
-        for block in self.receiver.answer(have, wanted)? {
-            peer(self.tm)?.send(block).map_err(|_| gone())?;
-        }
-        Ok(())
-    }
-
-    /// To its end, except for what is here.
-    fn take(mut self, have: Have, land: &mut impl Land<Error = anyhow::Error>) -> Result<()> {
-        self.answer(have, true)?;
-        self.tm.job.phase("receiving");
-        while !matches!(self.next(land)?, Received::Ended { .. }) {}
-        self.tm.job.method("extents");
-        Ok(())
-    }
+    Ok(stream)
 }
 
 /// What a disk or image shall be.
@@ -114,21 +71,21 @@ struct Wish<'a> {
 
 fn disk(tm: &Tm<'_>, at: &At, wish: &Wish<'_>) -> Result<()> {
     let watch = tm.job.watch();
-    let mut stream = Stream::begin(tm, at, &watch)?;
+    let stream = begin(tm, at, &watch)?;
     if tm.recorded(&at.domain)? {
-        return stream.answer(Have::default(), false);
+        return stream.decline();
     }
     let source = stream.source.clone();
     let _disk = hold::lease_for(&at.domain, tm.job, &[(at.name(), Mode::Exclusive)], Some(&source))?;
     at.not_in_use()?;
     let (mut work, had) = tm.resume(at, &source)?;
-    let (parts, have) = Parts::of(tm, &work, had, "disk", "snap")?;
+    let (parts, have) = Parts::of(tm.job, &work, had, "disk", "snap")?;
     let mut pieces =
         Pieces { work: &mut work, parts, sparse: wish.sparse, disk: None, snap: None, active: None };
     let taken = stream.take(have, &mut pieces);
     let Pieces { disk, snap, active, .. } = pieces;
     if let Err(e) = taken {
-        return Err(parts::kept(tm, work, e));
+        return Err(stream::kept(tm.job, work, e));
     }
     let mut steps = match (disk, snap, active) {
         (None, Some(dir), Some(active)) if wish.format == DiskFormat::Qcow2 => {
@@ -296,30 +253,6 @@ fn text_of(file: &File) -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
-fn odd(path: &str) -> anyhow::Error {
-    let text = format!("{path:?} has no place in what is received; nothing was changed");
-    refuse(Class::Refused, text)
-}
-
-/// Nothing is wanted, so nothing comes.
-struct Nothing;
-
-impl Land for Nothing {
-    type Error = anyhow::Error;
-    fn dir(&mut self, path: &str, _: u32) -> Result<()> {
-        Err(odd(path))
-    }
-    fn link(&mut self, path: &str, _: &str) -> Result<()> {
-        Err(odd(path))
-    }
-    fn file(&mut self, path: &str, _: u32, _: u64) -> Result<File> {
-        Err(odd(path))
-    }
-    fn complete(&mut self, path: &str, _: &File) -> Result<()> {
-        Err(odd(path))
-    }
-}
-
 /// The parts of a disk.
 struct Pieces<'a, 'w> {
     work: &'a mut Work<'w>,
@@ -356,12 +289,8 @@ impl Land for Pieces<'_, '_> {
 
     fn file(&mut self, path: &str, _: u32, size: u64) -> Result<File> {
         if path == "disk" {
-            let slab = self.parts.slab(self.work, path)?;
+            let slab = self.parts.slab(self.work, path, size, self.sparse)?;
             let file = slab.file.as_ref().context("a staged file has no file")?.try_clone()?;
-            if !self.sparse && size > 0 {
-                step(Effect::Truncate, &[&slab.path], || calls::reserve(&file, size))
-                    .context("reserving space")?;
-            }
             self.disk = Some(slab);
             return Ok(file);
         }
@@ -382,7 +311,7 @@ impl Land for Pieces<'_, '_> {
 fn vm(tm: &Tm<'_>, dir: &str) -> Result<()> {
     let at = tm.open(Spot::vm(tm.ctx, dir)?)?;
     let watch = tm.job.watch();
-    let mut stream = Stream::begin(tm, &at, &watch)?;
+    let stream = begin(tm, &at, &watch)?;
     let source = stream.source.clone();
     let names = tree::names(&at)?;
     let wanted: Vec<_> = names.iter().map(|n| (n, Mode::Exclusive)).collect();
@@ -394,15 +323,15 @@ fn vm(tm: &Tm<'_>, dir: &str) -> Result<()> {
     settle::recorded(&at.domain, tm.job)?;
     let request = request_digest(&[&tm.request, &source]);
     if settle::made_by(&at.domain, at.name())?.is_some_and(|c| c.request == request) {
-        return stream.answer(Have::default(), false);
+        return stream.decline();
     }
     let (mut work, had) = Work::resume(&at.domain, tm.job, std::slice::from_ref(at.name()), &source)?;
-    let (parts, have) = Parts::of(tm, &work, had, ".monitor", "vm")?;
+    let (parts, have) = Parts::of(tm.job, &work, had, ".monitor", "vm")?;
     let mut house = House { tm, at: &at, work: &mut work, parts, root: None, monitor: None };
     let taken = stream.take(have, &mut house);
     let House { root, monitor, .. } = house;
     if let Err(e) = taken {
-        return Err(parts::kept(tm, work, e));
+        return Err(stream::kept(tm.job, work, e));
     }
     let root = root.ok_or_else(|| odd("nothing"))?;
     work.flush(&root)?;

@@ -12,52 +12,44 @@ use super::op::{self, Told, What};
 use super::place::Spot;
 use super::tree::{self, Seen};
 use super::{At, DiskFormat, Tm, bridge, clone};
-use crate::data::DataError;
-use crate::data::extent::{Sender, Sent};
+use crate::data::extent::Sender;
 use crate::engine::{Kind as ObjectKind, Name};
-use crate::host::Link;
 use crate::image::{self, Format};
 use crate::lock::Mode;
-use crate::sdm::record::request_digest;
 use crate::sdm::{Work, event, settle};
 use crate::sys::Class;
 use crate::sys::fs::{Dir, Kind};
 use crate::verb::fill::{self, Conversion, disk_size};
 use crate::verb::refuse;
 use crate::verb::snaps::{Snaps, marker_text};
+use crate::verb::stream;
 use anyhow::{Context as _, Result};
 use std::fs::File;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-
-/// The other side of a transfer.
-pub(super) fn peer<'a>(tm: &Tm<'a>) -> Result<&'a dyn Link> {
-    tm.ctx.peer.ok_or_else(|| refuse(Class::Usage, "a transfer needs another side to it"))
-}
 
 pub(super) fn run(tm: &Tm<'_>, op: &op::Send) -> Result<Told> {
     match &op.what {
         What::Vm { dir, to } => vm(tm, dir, Path::new(to)),
         What::Image { path, format, snapshots } => image(tm, path, *format, *snapshots),
         What::Disk { disk } => disk_with_snapshots(tm, disk),
-        What::Whole { path } => bridge::whole(tm, path),
-        What::Outside { path, message } => bridge::outside(tm, path, message),
+        What::Whole { path, limit } => bridge::whole(tm, path, *limit),
+        What::Outside { path, limit, message } => bridge::outside(tm, path, *limit, message),
         What::Content { disk, snapshot: None, live: Some(machine) } => running(tm, disk, machine),
         What::Content { disk, snapshot, live } => content(tm, disk, *snapshot, live.is_some()),
     }
 }
 
-/// What tells a source, unchanged, from every other. Begins with its domain.
-pub(super) fn source(at: &At, state: &[&str]) -> String {
-    format!("{} {}", at.domain.header.id, request_digest(state))
+/// What tells a source, unchanged, from every other.
+fn source(at: &At, state: &[&str]) -> String {
+    stream::identity(Some(at.domain.header.id), state)
 }
 
 /// The same of files that are sent, by this request.
-fn source_of(tm: &Tm<'_>, at: &At, files: &[&File]) -> Result<String> {
+pub(super) fn source_of(tm: &Tm<'_>, at: &At, files: &[&File]) -> Result<String> {
     let mut state = vec![tm.request.clone()];
     for file in files {
-        let m = file.metadata().context("looking at the source")?;
-        state.push(format!("{} {} {}.{:09}", m.ino(), m.len(), m.mtime(), m.mtime_nsec()));
+        state.push(stream::state(file)?);
     }
     Ok(source(at, &state.iter().map(String::as_str).collect::<Vec<_>>()))
 }
@@ -78,21 +70,10 @@ pub(super) fn vm_source(vm: &At, seen: &Seen) -> String {
     source(vm, &[vm.name().as_str(), &seen.manifest()])
 }
 
-fn stream(tm: &Tm<'_>, source: String, entries: impl FnOnce(&mut Sender<'_>) -> Result<()>) -> Result<Told> {
-    let (link, watch) = (peer(tm)?, tm.job.watch());
-    let gone = || DataError::Gone { doing: "sending" };
-    let mut sink = |block| link.send(block).map_err(|_| gone());
-    tm.job.phase("sending");
+fn give(tm: &Tm<'_>, source: String, entries: impl FnOnce(&mut Sender<'_>) -> Result<()>) -> Result<Told> {
     let limit = tm.ctx.settings.data.limit.map(|l| l.0);
-    let mut sender = Sender::begin(&source, limit, &watch, &mut sink)?;
-    if !sender.wanted(|| link.receive().ok().flatten().ok_or_else(gone))? {
-        return Ok(Told { source, digest: None });
-    }
-    entries(&mut sender)?;
-    let Sent { digest, size, data, wire } = sender.end()?;
-    tracing::debug!(size, data, wire, "sent");
-    tm.job.method("extents");
-    Ok(Told { source, digest: Some(digest) })
+    let digest = stream::give(tm.ctx, tm.job, (&source, limit), entries)?;
+    Ok(Told { source, digest })
 }
 
 fn vm(tm: &Tm<'_>, dir: &str, to: &Path) -> Result<Told> {
@@ -102,12 +83,12 @@ fn vm(tm: &Tm<'_>, dir: &str, to: &Path) -> Result<Told> {
         let missing = || refuse(Class::NotFound, format!("{dir} does not exist"));
         // It may have gone there already, which the destination knows: it wants nothing then.
         let gone = settle::buried_by(&at.domain, at.name())?.filter(|c| !c.answer.is_empty());
-        return stream(tm, gone.ok_or_else(missing)?.answer, |_| Err(missing()));
+        return give(tm, gone.ok_or_else(missing)?.answer, |_| Err(missing()));
     }
     let from = Dir::open(&at.path(at.name())?).context("opening the source")?;
     let seen = Seen::below(&from)?;
     seen.unused(&at)?;
-    stream(tm, vm_source(&at, &seen), |sender| {
+    give(tm, vm_source(&at, &seen), |sender| {
         tm.job.watch().progress.total(seen.size());
         let mode = std::fs::metadata(from.path()).context("looking at the source")?.permissions().mode();
         sender.dir("vm", mode)?;
@@ -175,18 +156,18 @@ fn image(tm: &Tm<'_>, path: &str, format: DiskFormat, snapshots: bool) -> Result
     if format != DiskFormat::Qcow2 {
         let file = clone::open(&image, &resolved(&image)?)?;
         let source = source_with(tm, &image, Some(&file), &snaps)?;
-        return stream(tm, source, |sender| copies(sender, &snaps, &file, snapshots));
+        return give(tm, source, |sender| copies(sender, &snaps, &file, snapshots));
     }
     if let Some(active) = snaps.active(&snaps.layers()?)? {
         let source = source_with(tm, &image, None, &snaps)?;
-        return stream(tm, source, |sender| layers(sender, &snaps, &active));
+        return give(tm, source, |sender| layers(sender, &snaps, &active));
     }
     let file = clone::open(&image, image.name())?;
     if image::probe_as(&file, Format::Qcow2)?.backing.is_some() {
         let text = format!("{path} builds on another file; make it a whole image first");
         return Err(refuse(Class::Unsupported, text));
     }
-    stream(tm, source_of(tm, &image, &[&file])?, |sender| {
+    give(tm, source_of(tm, &image, &[&file])?, |sender| {
         sender.dir("snap", 0o755)?;
         sender.file("snap/0", 0o644, &file)?;
         Ok(sender.link("disk", "snap/0")?)
@@ -203,11 +184,11 @@ fn disk_with_snapshots(tm: &Tm<'_>, op: &op::Disk) -> Result<Told> {
     let snaps = disk.snaps(tm)?;
     if disk.layered() {
         let source = source_with(tm, &disk.at, None, &snaps)?;
-        return stream(tm, source, |sender| layers(sender, &snaps, &disk.file));
+        return give(tm, source, |sender| layers(sender, &snaps, &disk.file));
     }
     let file = fill::open(&disk.path()?)?;
     let source = source_with(tm, &disk.at, Some(&file), &snaps)?;
-    stream(tm, source, |sender| copies(sender, &snaps, &file, true))
+    give(tm, source, |sender| copies(sender, &snaps, &file, true))
 }
 
 /// One file that needs no other.
@@ -239,7 +220,7 @@ fn content(tm: &Tm<'_>, op: &op::Disk, snapshot: Option<i64>, runs: bool) -> Res
     } else {
         fill::open(&path)?
     };
-    stream(tm, source_of(tm, &disk.at, &[&opened])?, |sender| {
+    give(tm, source_of(tm, &disk.at, &[&opened])?, |sender| {
         Ok(sender.file("disk", 0o644, &opened).map(drop)?)
     })
 }
@@ -253,7 +234,7 @@ fn running(tm: &Tm<'_>, op: &op::Disk, machine: &op::Machine) -> Result<Told> {
     let slab = live.copied(&mut work)?;
     drop(live);
     let file = slab.file.as_ref().context("a staged file has no file")?;
-    stream(tm, source_of(tm, &at, &[file])?, |sender| Ok(sender.file("disk", 0o644, file).map(drop)?))
+    give(tm, source_of(tm, &at, &[file])?, |sender| Ok(sender.file("disk", 0o644, file).map(drop)?))
 }
 
 /// A file, and its snapshots, which are whole copies.

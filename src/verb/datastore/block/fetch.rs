@@ -13,7 +13,8 @@ use crate::sys::Class;
 use crate::sys::fs::Dir;
 use crate::verb::datastore::{cp as plain, fetch_options};
 use crate::verb::fill::{self, disk_size};
-use crate::verb::{Ctx, give, refuse};
+use crate::verb::stream::{self, Incoming};
+use crate::verb::{Ctx, refuse};
 use anyhow::{Context as _, Result};
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
@@ -24,13 +25,16 @@ use std::path::{Path, PathBuf};
 const STAGING: &str = "/var/tmp";
 
 pub fn cp(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bool) -> Result<String> {
+    let watch = job.watch();
+    let stream = if given { Some(Incoming::begin(ctx, job, &watch)?) } else { None };
     let b = Block::open(ctx, req, job)?;
     if let Some(answer) = b.recorded()? {
+        stream.map_or(Ok(()), Incoming::decline)?;
         return Ok(answer);
     }
     let path = req.image()?.path.clone().unwrap_or_default();
     let from = one::image_path(&path)?;
-    let opts = fetch_options(ctx, req)?;
+    let opts = fetch_options(ctx.settings, req)?;
     let source = if given { None } else { Some(plain::open(ctx, req, &from)?) };
     let v = b.new_image()?;
     let _lease = b.lease(&[(&v, Mode::Exclusive)])?;
@@ -41,14 +45,16 @@ pub fn cp(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bool) -> Result<Stri
     ];
     let request = b.request(&[&path, &digests.join(" "), how[0], how[1]]);
     if let Some(answer) = b.made(&v, &request)? {
+        stream.map_or(Ok(()), Incoming::decline)?;
         return Ok(answer);
     }
     let shown = || format!("taking {} into datastore {}", from.shown(), req.datastore.id);
-    let seen = match source {
-        Some(data::Source::File(file)) if is_plain(&file, &opts)? => Some(file),
-        source => Some(staged(ctx, req, job, source.as_ref(), &opts).with_context(shown)?),
+    let file = match (source, stream) {
+        (Some(data::Source::File(file)), _) if is_plain(&file, &opts)? => file,
+        (Some(source), _) => fetched(req, job, &source, &opts).with_context(shown)?,
+        (None, Some(stream)) => stream::unnamed(job, stream, &opts, || staging(req)).with_context(shown)?,
+        (None, None) => return Err(refuse(Class::Internal, "a source that is nowhere")),
     };
-    let file = seen.context("no source")?;
     let found = judged(ctx, &file, opts.decompress).with_context(shown)?;
     let size = disk_size(&found).max(req.image()?.size.unwrap_or_default());
     let mut work = b.begin(&v)?;
@@ -110,21 +116,17 @@ fn is_plain(file: &File, opts: &FetchOptions) -> Result<bool> {
     Ok(!packed && opts.digests.is_empty() && opts.limit.is_none() && probe(file)?.format.is_raw())
 }
 
-/// The source in a file without a name, verified and unpacked.
-fn staged(
-    ctx: &Ctx<'_>,
-    req: &DsRequest,
-    job: &Job,
-    source: Option<&data::Source<'_>>,
-    opts: &FetchOptions,
-) -> Result<File> {
+/// A file without a name.
+fn staging(req: &DsRequest) -> Result<File> {
     let dir = req.datastore.staging_dir.as_deref().unwrap_or(STAGING);
     let file = Dir::open(Path::new(dir)).and_then(|d| d.unnamed());
-    let file = file.with_context(|| format!("making a file in {dir} (STAGING_DIR)"))?;
-    let fetched = match source {
-        Some(source) => fetch::fetch(source, &file, opts, &job.watch())?,
-        None => give::fetched(ctx, &file, opts, job)?,
-    };
+    file.with_context(|| format!("making a file in {dir} (STAGING_DIR)"))
+}
+
+/// The source in such a one, verified and unpacked.
+fn fetched(req: &DsRequest, job: &Job, source: &data::Source, opts: &FetchOptions) -> Result<File> {
+    let file = staging(req)?;
+    let fetched = fetch::fetch(source, &file, opts, &job.watch())?;
     job.method(fetched.method.as_str());
     Ok(file)
 }

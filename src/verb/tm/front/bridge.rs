@@ -10,7 +10,7 @@ use super::{At, Front};
 use crate::host::HostError;
 use crate::one::{self, DsDump, DsRequest, HostName, HostPath, ImagePath, VmDir};
 use crate::sys::{Bytes, Class};
-use crate::verb::datastore::offered;
+use crate::verb::datastore::{fetch_options, offered};
 use crate::verb::{one_line, refuse};
 use anyhow::{Context as _, Result};
 use std::path::Path;
@@ -132,12 +132,12 @@ impl Bridge<'_> {
     }
 
     /// `local`: the source, on the host that is asked.
-    fn op(&self, given: bool, local: Option<&str>) -> Op {
+    fn op(&self, stream: bool, local: Option<&str>) -> Op {
         let (verb, dir, mut message) = (self.verb.to_owned(), self.dir.clone(), self.dump.values());
         if let Some(path) = local {
             message.insert("IMAGE/PATH".to_owned(), path.to_owned());
         }
-        Op::Datastore(Datastore { verb, dir, message, given })
+        Op::Datastore(Datastore { verb, dir, message, stream })
     }
 
     fn plain(&self, hosts: &[Host], local: Option<&str>) -> Result<String> {
@@ -146,8 +146,9 @@ impl Bridge<'_> {
     }
 
     fn outside(&self, from: &[Host], path: &str, to: &[Host]) -> Result<String> {
-        let what = What::Outside { path: path.to_owned(), message: self.dump.values() };
-        self.between((from, &self.at), what, to, path)
+        let (path, limit) = (path.to_owned(), self.limit()?);
+        let what = What::Outside { path: path.clone(), limit, message: self.dump.values() };
+        self.between((from, &self.at), what, to, &path)
     }
 
     fn clone(&self, to: &[Host]) -> Result<String> {
@@ -158,8 +159,13 @@ impl Bridge<'_> {
             return self.plain(&both, None);
         }
         let image = HostPath { host: None, path: Path::new(&original).components().collect() };
-        let what = What::Whole { path: text(&image.path) };
+        let what = What::Whole { path: text(&image.path), limit: self.limit()? };
         self.between((&from, &of_image(&image)?), what, to, &original)
+    }
+
+    /// Bytes per second.
+    fn limit(&self) -> Result<Option<u64>> {
+        Ok(fetch_options(self.front.settings, self.req)?.limit)
     }
 
     fn between(&self, (from, dir): (&[Host], &VmDir), what: What, to: &[Host], path: &str) -> Result<String> {

@@ -2,12 +2,12 @@
 //! sent is not sent again. Nothing is believed that was not read back, and read from the medium: the
 //! descriptor that saw errors of writing is gone with its job.
 
-use super::Tm;
 use crate::data::DataError;
 use crate::data::extent::{Have, digests};
 use crate::engine::{Access, Kind, Object};
-use crate::sdm::Work;
 use crate::sdm::work::Slab;
+use crate::sdm::{Job, Work};
+use crate::sys::effect::{Effect, step};
 use crate::sys::fs::{self, Dir, Kind as Entry};
 use crate::sys::{Bytes, copy as calls};
 use anyhow::{Context as _, Result};
@@ -21,7 +21,7 @@ const WORTH: u64 = 1 << 20;
 
 /// By the path that they have in the stream.
 #[derive(Default)]
-pub(super) struct Parts(HashMap<String, Part>);
+pub struct Parts(HashMap<String, Part>);
 
 enum Part {
     Slab(Object),
@@ -31,13 +31,7 @@ enum Part {
 
 impl Parts {
     /// Of slabs that were taken over: a file is `file` in the stream, what lies in a directory lies in `dir`.
-    pub fn of(
-        tm: &Tm<'_>,
-        work: &Work<'_>,
-        had: Vec<Object>,
-        file: &str,
-        dir: &str,
-    ) -> Result<(Parts, Have)> {
+    pub fn of(job: &Job, work: &Work<'_>, had: Vec<Object>, file: &str, dir: &str) -> Result<(Parts, Have)> {
         let mut found = Vec::new();
         for o in had {
             match (&o.kind, work.domain.engine.attach(&o.place, Access::Read)) {
@@ -48,7 +42,7 @@ impl Parts {
         }
         let (mut parts, mut have, mut most) = (Parts::default(), Have::default(), HashMap::new());
         for (path, at, part) in found {
-            tm.job.phase("reading what arrived before");
+            job.phase("reading what arrived before");
             let reading = || format!("reading {}", at.display());
             let opened = File::options().read(true).write(true).open(&at).with_context(reading)?;
             if opened.metadata()?.len() < WORTH {
@@ -56,7 +50,7 @@ impl Parts {
             }
             fs::sync_file(&opened, &at).with_context(reading)?;
             calls::forget(&opened);
-            let chunks = digests(&opened, &tm.job.watch())?;
+            let chunks = digests(&opened, &job.watch())?;
             let before = most.get(&path).copied().unwrap_or(0);
             if chunks.len() > before {
                 most.insert(path.clone(), chunks.len());
@@ -68,12 +62,17 @@ impl Parts {
         Ok((parts, have))
     }
 
-    /// The slab that this is, with what it has, or an empty one.
-    pub fn slab(&mut self, work: &mut Work<'_>, path: &str) -> Result<Slab> {
-        Ok(match self.0.remove(path) {
+    /// The slab that this is, with what it has, or an empty one. `sparse`: or space for all of it is taken.
+    pub fn slab(&mut self, work: &mut Work<'_>, path: &str, size: u64, sparse: bool) -> Result<Slab> {
+        let slab = match self.0.remove(path) {
             Some(Part::Slab(o)) => work.reopen(&o)?,
             _ => work.file(Bytes(0))?,
-        })
+        };
+        if let Some(file) = slab.file.as_ref().filter(|_| !sparse && size > 0) {
+            step(Effect::Truncate, &[&slab.path], || calls::reserve(file, size))
+                .context("reserving space")?;
+        }
+        Ok(slab)
     }
 
     /// The file that this is, put into its place with what it has; `None`: there is none.
@@ -87,14 +86,14 @@ impl Parts {
 
 /// Why a transfer ended. After a cut what arrived stays, for a repeat or the collector, as after a crash; who
 /// stops us wants nothing of it.
-pub(super) fn kept(tm: &Tm<'_>, work: Work<'_>, e: anyhow::Error) -> anyhow::Error {
+pub fn kept(job: &Job, work: Work<'_>, e: anyhow::Error) -> anyhow::Error {
     let engine = &work.domain.engine;
     let arrived = || -> Result<u64> {
-        let staged = engine.staged(tm.job.id)?;
+        let staged = engine.staged(job.id)?;
         staged.iter().try_fold(0, |sum, o| Ok(sum + engine.weight(&o.place)?.0))
     };
     let is_cut = matches!(e.downcast_ref(), Some(DataError::Gone { .. }));
-    if is_cut && !tm.job.cancel().is_requested() && arrived().is_ok_and(|bytes| bytes >= WORTH) {
+    if is_cut && !job.cancel().is_requested() && arrived().is_ok_and(|bytes| bytes >= WORTH) {
         work.leave();
     }
     e
