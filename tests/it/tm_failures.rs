@@ -134,8 +134,8 @@ fn a_full_disk_leaves_the_source_whole_on_shared() {
 #[test]
 fn a_datastore_that_is_not_mounted_is_refused_on_local() {
     let cloud = runner::cloud(&[]);
-    for host in ["h1", "h2"] {
-        small(&cloud, host, 101, 50);
+    for (host, ds) in [("h1", 101), ("h2", 101), ("fe", 100)] {
+        small(&cloud, host, ds, 50);
     }
     let mut vm = Vm::local(&cloud, "local", 7);
     vm.image("os", Kind::Raw, 1);
@@ -149,6 +149,53 @@ fn a_datastore_that_is_not_mounted_is_refused_on_local() {
     fails(&vm, ("clone", &[&from, &vm.at("h2", 101, Some(0))], 100), 10, &["h2", "mounted"]);
     assert_eq!(cloud.on("h2", &["ls", "-A", &format!("{STORES}/101")]), "");
     vm.check();
+    // Where the images are, and where the disk is.
+    let (disk, saved) = (vm.disk(0), source("saved"));
+    let (images, disks) = (format!("{STORES}/100"), format!("{STORES}/101"));
+    for (host, dir) in [("h1", &disks), ("fe", &images)] {
+        cloud.on(host, &["umount", dir]);
+        for verb in ["cpds", "mvds"] {
+            let args: &[&str] = if verb == "cpds" { &[&disk, &saved, "-1"] } else { &[&disk, &from[3..]] };
+            fails(&vm, (verb, args, 100), 10, &[dir, "mounted"]);
+        }
+        assert_eq!(cloud.on(host, &["ls", "-A", dir]), "");
+    }
+}
+
+/// Where a host lost a share that the others have; its directory is there, and then not even that.
+#[test]
+fn a_share_that_is_not_mounted_is_refused_on_shared() {
+    for lost in [100, 101] {
+        let cloud = runner::cloud(&[100, 101]);
+        let mut vm = Vm::new(&cloud, "shared", 7);
+        for (n, name, kind) in [(0, "os", Kind::Qcow2), (1, "data", Kind::Qcow2), (2, "raw", Kind::Raw)] {
+            vm.image(name, kind, 1);
+            deploy(&mut vm, n, name, n > 0, 0);
+            snapshot(&mut vm, n, 0);
+        }
+        let (disk, dir) = (vm.disk(0), format!("{STORES}/{lost}"));
+        let kept = [vm.disk(1), vm.disk(2)];
+        let (saved, from) = (source("saved"), format!("fe:{}", source("os")));
+        cloud.on("h1", &["umount", &dir]);
+        for command in [&["true"][..], &["rmdir", &dir]] {
+            cloud.on("h1", command);
+            let calls: [(&str, &[&str], u32); 8] = [
+                ("cpds", &[&kept[0], &saved, "-1"], 100),
+                ("cpds", &[&kept[1], &saved, "-1"], 100),
+                ("cpds", &[&kept[1], &saved, "0"], 100),
+                ("cpds", &[&disk, &saved, "-1"], 100),
+                ("cpds", &[&disk, &saved, "0"], 100),
+                ("clone", &[&from, &disk], 100),
+                ("snap_create", &[&disk, "1"], 100),
+                ("snap_delete", &[&disk, "0"], 100),
+            ];
+            for call in calls.into_iter().filter(|c| lost == 101 || ["cpds", "clone"].contains(&c.0)) {
+                fails(&vm, call, 10, &["h1", &dir, "mounted"]);
+            }
+            let left = cloud.inside("h1", || std::fs::read_dir(&dir).map_or(0, Iterator::count));
+            assert_eq!(left, 0);
+        }
+    }
 }
 
 /// Red team 1.9: what a machine has open is neither moved nor replaced, wherever it runs.
