@@ -158,10 +158,10 @@ pub(super) fn clean_up(domain: &Domain, owner: &OwnerLease, by: &Job) {
     }
 }
 
-/// Whether a job that has decided nothing was making something of this source.
-pub(super) fn is_part_of(domain: &Domain, job: JobId, source: &str) -> bool {
-    let intent = intent_of(domain, job).filter(|i| i.source.as_deref() == Some(source));
-    intent.is_some() && matches!(commit_of(domain, job), Ok(None))
+/// What a job that has decided nothing was making of this source.
+pub(super) fn part_of(domain: &Domain, job: JobId, source: &str) -> Option<Intent> {
+    let intent = intent_of(domain, job).filter(|i| i.source.as_deref() == Some(source))?;
+    matches!(commit_of(domain, job), Ok(None)).then_some(intent)
 }
 
 /// Settles dead jobs that meant to touch one of these names or what lies below it, before a verb works on
@@ -174,7 +174,7 @@ pub fn settle_names(domain: &Domain, names: &[Name], source: Option<&str>, by: &
             // A damaged commit is in the way of what it was about, not of everything.
             Ok(None) | Err(_) => intent_of(domain, job).is_some_and(|i| i.targets.iter().any(ours)),
         };
-        if job == by.id || !touches || source.is_some_and(|s| is_part_of(domain, job, s)) {
+        if job == by.id || !touches || source.is_some_and(|s| part_of(domain, job, s).is_some()) {
             continue;
         }
         match lock::owner_lease(&*domain.locks, job) {

@@ -321,8 +321,7 @@ impl Drop for Work<'_> {
 
 /// Whether a job that has decided nothing was making just this of this source.
 fn is_part(domain: &Domain, job: JobId, targets: &[Name], source: &str) -> bool {
-    settle::is_part_of(domain, job, source)
-        && settle::intent_of(domain, job).is_some_and(|i| i.targets == targets)
+    settle::part_of(domain, job, source).is_some_and(|i| i.targets == targets)
 }
 
 /// That of a staged slab.
