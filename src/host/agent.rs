@@ -383,16 +383,19 @@ impl Link for Remote<'_> {
         }
     }
 
+    fn is_gone(&self) -> bool {
+        let state = self.shared.lock();
+        let is_lost = state.lost.is_some() || state.heard.elapsed() > self.shared.limits.silence;
+        is_lost || self.shared.cancel.is_requested()
+    }
+
     fn send(&self, data: Vec<u8>) -> Result<(), Gone> {
         let bytes = Frame::Binary(data).encode().map_err(|_| Gone)?;
         let out = &self.shared.out;
         loop {
-            let gone = {
-                let state = self.shared.lock();
-                state.lost.is_some() || state.heard.elapsed() > self.shared.limits.silence
-            };
+            let gone = self.is_gone();
             let q = out.lock();
-            if gone || q.shut || self.shared.cancel.is_requested() {
+            if gone || q.shut {
                 return Err(Gone);
             }
             if q.frames.len() < DATA_QUEUE {

@@ -33,6 +33,11 @@ pub trait Link: Sync {
     /// was `true` it stays so. The first publishing step comes after this call.
     fn ready(&self) -> bool;
 
+    /// Nobody is there any more: what goes on without data from or to the caller ends by itself.
+    fn is_gone(&self) -> bool {
+        self.cancel().is_requested()
+    }
+
     /// One block of data to the caller, at most 4 MiB; waits while it is slow.
     fn send(&self, data: Vec<u8>) -> Result<(), Gone>;
 

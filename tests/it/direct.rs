@@ -115,3 +115,23 @@ fn a_straight_way_that_breaks_is_gone_on_with_through_the_front_end() {
     assert!((8..=17).contains(&mib), "{mib} of {MIB} MiB");
     assert!(said.contains("host h2: nothing heard for 2 s"), "{said}");
 }
+
+/// Nobody is left who would say that it counts: it is not sent to its end, and a repeat gets what arrived.
+#[test]
+fn a_front_end_that_dies_ends_what_goes_straight() {
+    let site = site();
+    let config = "[ssh]\nsilence = \"2s\"\n[data]\nlimit = \"4MiB\"\n";
+    site.cloud.write("fe", "/etc/one/onesdm.toml", config);
+    let vm = |host: &str| format!("{host}:{DS}/100/7");
+    std::thread::scope(|s| {
+        let moving = s.spawn(|| site.call(&[], "mv", &[&vm("h1"), &vm("h2"), "7", "100"]));
+        eventually("data at the destination", SOON, || moving.is_finished() || site.staged("h2") > 8 << 20);
+        crate::tm_kill::signal_on(&site.cloud, "fe", "remotes/t[m]/", "KILL");
+        assert!(!moving.join().unwrap().status.success());
+    });
+    site.cloud.write("fe", "/etc/one/onesdm.toml", "");
+    let before = site.came("h2");
+    moves(&site, &[]);
+    let mib = (site.came("h2") - before) >> 20;
+    assert!((8..=26).contains(&mib), "{mib} of {MIB} MiB");
+}

@@ -4,10 +4,10 @@
 use super::flow::{self, Side};
 use super::op::{Op, Pass, Passed, Send};
 use super::serve::{Ask, Reply, Request};
-use crate::host::{Channel, Handler, HostError, Hosts, Link, Local, Settings};
+use crate::host::{Channel, Gone, Handler, HostError, Hosts, Link, Local, Progress, Settings};
 use crate::lock::JobId;
 use crate::sdm::Job;
-use crate::sys::Class;
+use crate::sys::{Cancel, Class};
 use crate::verb::{class_of, one_line, refuse};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
@@ -63,8 +63,41 @@ struct Giver<'a> {
 
 impl Handler for Giver<'_> {
     fn handle(&self, _: &str, _: Value, link: &dyn Link) -> Result<Value, (Class, String)> {
-        let ask = Ask { request: &self.request, link, ..self.ask };
+        let link = Watched { to: link, front: self.ask.link };
+        let ask = Ask { request: &self.request, link: &link, ..self.ask };
         let done = ask.work(self.id, self.job).and_then(|reply| Ok(serde_json::to_value(reply)?));
         done.map_err(|e| (class_of(&e), one_line(&e)))
+    }
+}
+
+/// The way to the other host, which ends with the front-end's: nobody would say that it counts.
+struct Watched<'a> {
+    to: &'a dyn Link,
+    front: &'a dyn Link,
+}
+
+impl Link for Watched<'_> {
+    fn cancel(&self) -> &Cancel {
+        self.to.cancel()
+    }
+
+    fn progress(&self, progress: Progress) {
+        self.to.progress(progress);
+    }
+
+    fn log(&self, warn: bool, text: &str) {
+        self.to.log(warn, text);
+    }
+
+    fn ready(&self) -> bool {
+        self.to.ready()
+    }
+
+    fn send(&self, data: Vec<u8>) -> Result<(), Gone> {
+        if self.front.is_gone() { Err(Gone) } else { self.to.send(data) }
+    }
+
+    fn receive(&self) -> Result<Option<Vec<u8>>, Gone> {
+        self.to.receive()
     }
 }
