@@ -23,7 +23,9 @@ impl Role {
     pub fn families(self) -> &'static [&'static [&'static str]] {
         match self {
             Role::Datastore => &[&["sdm", "fs", "lvm"]],
-            Role::Tm => &[&["sdm_shared", "shared", "qcow2"], &["sdm_local", "local", "ssh"]],
+            Role::Tm => {
+                &[&["sdm_shared", "shared", "qcow2"], &["sdm_local", "local", "ssh"], &["sdm_lvm", "lvm"]]
+            }
         }
     }
 

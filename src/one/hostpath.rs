@@ -1,8 +1,8 @@
 //! `host:path` arguments. A host becomes an argument of ssh, a path the object of removals: both are
 //! refused unless they are plainly what they should be.
 
-use super::OneError;
 use super::name::squeeze;
+use super::{OneError, Volume};
 use std::path::{Path, PathBuf};
 
 /// A host as OpenNebula names it: `node1`, `one@node1.example`, an IPv6 address without brackets.
@@ -56,7 +56,13 @@ impl HostPath {
     /// The host is before the first colon, unless the text begins with a slash: no host does, and core
     /// leaves `fe:` away before sources that hold a colon. The error says what was expected.
     pub fn parse(text: &str) -> Result<HostPath, &'static str> {
+        // An image on a volume group has no path; its device has.
+        let place = |path: &str| match Volume::parse(path) {
+            Ok(v) => Ok(PathBuf::from(format!("/dev/{}", v.source()))),
+            Err(_) => absolute(path),
+        };
         let (host, path) = match text.strip_prefix('[').and_then(|t| t.split_once("]:")) {
+            _ if Volume::parse(text).is_ok() => (None, text),
             _ if text.starts_with('/') => (None, text),
             Some((host, path)) => (Some(host), path),
             None => match text.split_once(':') {
@@ -66,7 +72,7 @@ impl HostPath {
             },
         };
         let host = host.map(HostName::parse).transpose()?;
-        Ok(HostPath { host, path: absolute(path)? })
+        Ok(HostPath { host, path: place(path)? })
     }
 
     /// The number in the name of a disk; `None` for directories, kernels and the like.
@@ -231,6 +237,8 @@ mod tests {
             ("h:/v/1/2/disk.", Some("h"), "/v/1/2/disk.", None),
             ("h:/v/1/2/disk.99999999999", Some("h"), "/v/1/2/disk.99999999999", None),
             ("h:/v/größe x", Some("h"), "/v/größe x", None),
+            ("fe:vg-one-100/img-one-7", Some("fe"), "/dev/vg-one-100/img-one-7", None),
+            ("vg-one-100/img-one-7", None, "/dev/vg-one-100/img-one-7", None),
         ] {
             let got = HostPath::parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
             assert_eq!(got.host.as_ref().map(HostName::as_str), host, "{text}");
@@ -249,6 +257,8 @@ mod tests {
             "h:",
             ":/v",
             "h:v/x",
+            "vg-one-100/vm-one-7-0",
+            "h:vg-one-100/../x",
             "h:./x",
             "h:/",
             "h://",

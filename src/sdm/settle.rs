@@ -167,8 +167,17 @@ pub(super) fn part_of(domain: &Domain, job: JobId, source: &str) -> Option<Inten
 /// Settles dead jobs that meant to touch one of these names or what lies below it, before a verb works on
 /// them. What they have of `source` is left for `Work::resume`.
 pub fn settle_names(domain: &Domain, names: &[Name], source: Option<&str>, by: &Job) -> Result<()> {
+    settle_all(domain, &|target| names.iter().any(|n| target.is_within(n)), source, by)
+}
+
+/// The same of names that are told by what they are.
+pub fn settle_all(
+    domain: &Domain,
+    ours: &dyn Fn(&Name) -> bool,
+    source: Option<&str>,
+    by: &Job,
+) -> Result<()> {
     for job in domain.engine.jobs()? {
-        let ours = |target: &Name| names.iter().any(|n| target.is_within(n));
         let touches = match commit_of(domain, job) {
             Ok(Some(c)) => c.steps.iter().any(|s| ours(s.target())),
             // A damaged commit is in the way of what it was about, not of everything.

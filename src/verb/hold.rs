@@ -26,15 +26,16 @@ pub(super) fn lease_for(
     for (name, _) in wanted {
         touched.extend([(*name).clone(), name.with_suffix(".snap")?, name.with_suffix(".md5sum")?]);
     }
-    lease_of(domain, job, wanted, (&touched, source))
+    lease_of(domain, job, wanted, &|target| touched.iter().any(|n| target.is_within(n)), source)
 }
 
-/// The same; `touched` are the names that lie under these leases.
+/// The same; `touched` tells the names that lie under these leases.
 pub(super) fn lease_of(
     domain: &Domain,
     job: &Job,
     wanted: &[(&Name, Mode)],
-    (touched, source): (&[Name], Option<&str>),
+    touched: &dyn Fn(&Name) -> bool,
+    source: Option<&str>,
 ) -> Result<Vec<SlabLease>> {
     let names: Vec<(&str, Mode)> = wanted.iter().map(|(n, m)| (n.as_str(), *m)).collect();
     let names = if bug("skip-slab-lease") { Vec::new() } else { names };
@@ -43,7 +44,7 @@ pub(super) fn lease_of(
         Some((name, _)) => settle::holder_of(domain, name, e),
         None => e.into(),
     })?;
-    settle::settle_names(domain, touched, source, job)?;
+    settle::settle_all(domain, touched, source, job)?;
     Ok(leases)
 }
 

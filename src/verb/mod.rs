@@ -4,6 +4,7 @@
 mod blank;
 pub mod datastore;
 mod fill;
+mod group;
 mod hold;
 mod snaps;
 mod stage;

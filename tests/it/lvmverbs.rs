@@ -10,6 +10,14 @@ use std::process::{Command, Stdio};
 const GROUP: &str = "vg-one-100";
 const MIB: usize = 1 << 20;
 
+/// Disks: a copy, a persistent one, a volatile one.
+const VM: &str = "<VM><ID>7</ID><STATE>8</STATE><LCM_STATE>0</LCM_STATE><TEMPLATE>\
+<DISK><DISK_ID>0</DISK_ID><CLONE>YES</CLONE><TM_MAD>lvm</TM_MAD><DATASTORE_ID>100</DATASTORE_ID><SIZE>8</SIZE>\
+<ORIGINAL_SIZE>6</ORIGINAL_SIZE><FORMAT>raw</FORMAT><SOURCE>vg-one-100/img-one-1</SOURCE></DISK>\
+<DISK><DISK_ID>1</DISK_ID><CLONE>NO</CLONE><SAVE>YES</SAVE><PERSISTENT>YES</PERSISTENT><TM_MAD>lvm</TM_MAD>\
+<DATASTORE_ID>100</DATASTORE_ID><SIZE>8</SIZE><SOURCE>vg-one-100/img-one-2</SOURCE></DISK>\
+<DISK><DISK_ID>2</DISK_ID><TYPE>swap</TYPE><SIZE>1</SIZE></DISK></TEMPLATE></VM>";
+
 /// As root: the test arranges it, not the drivers.
 fn root(words: &[&str]) -> String {
     let tool = format!("/usr/sbin/{}", words[0]);
@@ -26,12 +34,17 @@ struct Host {
 impl Host {
     fn new() -> Host {
         let host = Host { dir: tempfile::tempdir().unwrap() };
-        for d in ["etc", "var/remotes/datastore/lvm", "var/datastores", "images"] {
+        for d in ["etc", "var/datastores/101", "images"] {
             std::fs::create_dir_all(host.at(d)).unwrap();
         }
-        for verb in ["cp", "mkfs", "rm", "clone", "monitor", "snap_revert"] {
-            let link = host.at("var/remotes/datastore/lvm").join(verb);
-            std::os::unix::fs::symlink(bed::program(), link).unwrap();
+        let datastore = ["cp", "mkfs", "rm", "clone", "monitor", "snap_revert"];
+        let tm = ["clone", "ln", "mkswap", "mvds", "cpds", "delete", "resize", "snap_create", "snap_revert"];
+        for (role, verbs) in [("datastore", &datastore[..]), ("tm", &tm)] {
+            let dir = host.at("var/remotes").join(role).join("lvm");
+            std::fs::create_dir_all(&dir).unwrap();
+            for verb in verbs {
+                std::os::unix::fs::symlink(bed::program(), dir.join(verb)).unwrap();
+            }
         }
         std::fs::write(host.at("etc/onesdm.toml"), "[lvm]\ndevices = [\"/dev/vda\"]\n").unwrap();
         host
@@ -66,6 +79,30 @@ impl Host {
         let mut child = c.spawn().unwrap();
         child.stdin.take().unwrap().write_all(xml.as_bytes()).unwrap();
         said(&child.wait_with_output().unwrap())
+    }
+
+    /// A transfer verb about VM 7; `DIR` is its directory on this host.
+    #[track_caller]
+    fn tm(&self, verb: &str, args: &[&str]) {
+        let dir = format!("localhost:{}", self.at("var/datastores/101/7").display());
+        let mut c = self.command(&self.at("var/remotes/tm/lvm").join(verb));
+        let c = c.args(args.iter().map(|a| a.replace("DIR", &dir))).env("ONESDM_VM_XML", VM);
+        let (status, text) = said(&c.stdin(Stdio::null()).output().unwrap());
+        assert_eq!(status, 0, "{verb} {args:?}: {text}");
+        println!("{verb} {args:?} {text}");
+    }
+
+    /// The group of datastore 100, a domain with a thick image 1 and a thin one 2.
+    fn with_images(one: &[u8], two: &[u8]) -> Host {
+        let h = Host::new();
+        root(&["vgcreate", "-q", "-y", "-s", "1m", GROUP, "/dev/vda"]);
+        let (status, text) = h.own(&["domain", "init", "--lock", "ofd", "/dev/vg-one-100"]);
+        assert_eq!(status, 0, "{text}");
+        std::fs::write(h.at("images/one.raw"), one).unwrap();
+        std::fs::write(h.at("images/two.raw"), two).unwrap();
+        h.ok("cp", "<ID>1</ID><SIZE>6</SIZE><PATH>DIR/one.raw</PATH>");
+        h.ok("cp", "<ID>2</ID><SIZE>8</SIZE><PATH>DIR/two.raw</PATH><PERSISTENT>1</PERSISTENT>");
+        h
     }
 
     #[track_caller]
@@ -184,4 +221,63 @@ fn a_datastore_on_a_volume_group_works_through_its_links() {
     std::fs::File::options().write(true).open(&lun).unwrap().write_all(&full).unwrap();
     let programs = [bed::program(), "/usr/bin/qemu-img".into()];
     vm::passes_with("lvmverbs::datastore_inside", &[&lun], &programs);
+}
+
+/// What the device of a disk reads as.
+fn read(disk: &Path, len: usize) -> (String, bool) {
+    let bytes = std::fs::read(disk).unwrap();
+    (digest(&bytes[..len]), bytes[len..].iter().all(|b| *b == 0))
+}
+
+#[test]
+#[ignore = "runs in the micro-VM of the next test"]
+fn transfers_inside() {
+    let (one, two) = (disk(0), disk(0x55));
+    let h = Host::with_images(&one, &two);
+    let at = |n: u32| h.at(&format!("var/datastores/101/7/disk.{n}"));
+    let leads = |n: u32| std::fs::read_link(at(n)).unwrap();
+    let len = one.len();
+    h.tm("clone", &["fe:vg-one-100/img-one-1", "DIR/disk.0", "7", "100"]);
+    assert_eq!(leads(0), Path::new("/dev/vg-one-100/vm-one-7-0"));
+    assert_eq!(read(&at(0), len), (digest(&one), true), "grown by zeroes");
+    h.tm("ln", &["fe:vg-one-100/img-one-2", "DIR/disk.1", "7", "100"]);
+    assert_eq!(read(&at(1), len), (digest(&two), true));
+    h.tm("mkswap", &["1", "DIR/disk.2", "7", "101"]);
+    assert_eq!(&std::fs::read(at(2)).unwrap()[4086..4096], b"SWAPSPACE2");
+
+    h.tm("snap_create", &["DIR/disk.0", "0", "7", "100"]);
+    let write = |bytes: &[u8]| {
+        let mut dev = std::fs::File::options().write(true).open(at(0)).unwrap();
+        dev.write_all(bytes).unwrap();
+        dev.sync_all().unwrap();
+    };
+    write(&two);
+    h.tm("cpds", &["DIR/disk.0", "vg-one-100/img-one-9", "-1", "7", "100"]);
+    h.tm("snap_revert", &["DIR/disk.0", "0", "7", "100"]);
+    assert_eq!(read(&at(0), len), (digest(&one), true));
+    h.tm("resize", &["DIR/disk.0", "12", "7", "100"]);
+    let bytes = std::fs::read(at(0)).unwrap();
+    assert_eq!(bytes.len(), 12 * MIB);
+    // All that its volumes can take fits into the pool.
+    write(&[0x77; 12 * MIB]);
+    assert_eq!(content("img-one-9", len).0, digest(&two), "what the disk was when it was saved");
+
+    h.tm("mvds", &["DIR/disk.1", "vg-one-100/img-one-2", "7", "100"]);
+    assert!(!at(1).exists() && !Path::new("/dev/vg-one-100/img-one-2").exists());
+    h.tm("delete", &["DIR/disk.0", "7", "100"]);
+    h.tm("delete", &["DIR", "7", "101"]);
+    assert_eq!(volumes(), ["img-one-1", "img-one-2", "img-one-2-pool", "img-one-9", "sdm-meta"]);
+    for place in ["/dev/vg-one-100".to_owned(), h.at("var/datastores/101").display().to_string()] {
+        let (status, text) = h.own(&["check", &place]);
+        assert!(status == 0, "{text}");
+    }
+    root(&["vgck", GROUP]);
+}
+
+#[test]
+fn a_vm_lives_on_volumes_from_its_deployment_to_its_end() {
+    let tmp = bed::scratch();
+    let lun = vm::disk(tmp.path(), "lun", 512 << 20);
+    let programs = [bed::program(), "/usr/bin/qemu-img".into(), "/usr/sbin/mkswap".into()];
+    vm::passes_with("lvmverbs::transfers_inside", &[&lun], &programs);
 }

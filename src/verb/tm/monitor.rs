@@ -5,16 +5,16 @@
 use super::Tm;
 use super::op::Monitor;
 use super::place::Spot;
-use crate::sys::Bytes;
 use crate::sys::fs::Dir;
+use crate::sys::{Bytes, copy};
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
-use std::fs::DirEntry;
+use std::fs::{DirEntry, File};
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 pub(super) fn run(tm: &Tm<'_>, op: &Monitor) -> Result<String> {
@@ -83,9 +83,15 @@ fn of_vm(dir: &Path) -> io::Result<String> {
     Ok(out)
 }
 
-/// MiB that a file takes, links followed.
+/// MiB that a file takes, links followed; of a volume its size.
 fn allocated(path: &Path) -> io::Result<u64> {
-    Ok(Bytes(std::fs::metadata(path)?.blocks().saturating_mul(512)).as_mib_up())
+    let meta = std::fs::metadata(path)?;
+    let bytes = if meta.file_type().is_block_device() {
+        copy::measure(&File::open(path)?)?.1
+    } else {
+        meta.blocks().saturating_mul(512)
+    };
+    Ok(Bytes(bytes).as_mib_up())
 }
 
 /// The disk's snapshots with what each takes. The layer that the disk writes to is the disk.

@@ -3,7 +3,7 @@
 
 use super::{
     Tm, bridge, clone, cpds, delete, live, ln, locks, make, meet, monitor, mv, mvds, private, put, receive,
-    resize, retire, send, snap,
+    resize, retire, send, snap, volume,
 };
 use crate::host::Identity;
 use crate::lock::JobId;
@@ -72,6 +72,10 @@ pub enum Op {
     Datastore(Datastore),
     /// Space of a system datastore, and what its VMs take. Reads only.
     Monitor(Monitor),
+    /// A disk that is a volume of a group.
+    OnVolume(volume::OnVolume),
+    /// Removes a VM's directory, and what it has in groups. *State*.
+    Gone(volume::Gone),
 }
 
 /// What OpenNebula has on record as a disk's format. It decides, not what a guest wrote into the disk.
@@ -504,6 +508,8 @@ impl Op {
             Op::Meet(o) => &o.dir,
             Op::Locks(o) => &o.dir,
             Op::Datastore(o) => &o.dir,
+            Op::OnVolume(o) => &o.disk,
+            Op::Gone(o) => &o.dir,
         }
     }
 
@@ -533,6 +539,8 @@ impl Op {
             Op::Meet(o) => vec![&o.dir],
             Op::Locks(o) => vec![&o.dir],
             Op::Datastore(o) => vec![&o.dir],
+            Op::OnVolume(o) => vec![&o.disk],
+            Op::Gone(o) => vec![&o.dir],
         }
     }
 
@@ -584,6 +592,8 @@ impl Op {
             Op::Datastore(o) => format!("{} in {}", o.verb, o.dir),
             Op::Locks(o) => format!("trying locks in {}", o.dir),
             Op::Meet(o) => format!("comparing {} with another host's", o.dir),
+            Op::OnVolume(o) => format!("disk {} on volume {}", o.disk, o.volume),
+            Op::Gone(o) => format!("deleting {} and its volumes", o.dir),
         }
     }
 }
@@ -613,6 +623,8 @@ pub fn perform(op: &Op, ctx: &Ctx<'_>, job: &Job) -> Result<Answer> {
         Op::Resize(o) => resize::run(&tm, o),
         Op::Receive(o) => receive::run(&tm, o),
         Op::Retire(o) => retire::run(&tm, o),
+        Op::OnVolume(o) => volume::run(&tm, o),
+        Op::Gone(o) => volume::gone(&tm, o),
         Op::Send(o) => return send::run(&tm, o).and_then(|told| json(&told)).with_context(|| op.doing()),
         Op::Locks(o) => return locks::run(&tm, o).and_then(|tried| json(&tried)).with_context(|| op.doing()),
         Op::Pass(_) => return Err(refuse(Class::Usage, "who has no hosts to ask passes nothing on")),

@@ -10,6 +10,7 @@ mod resume;
 mod snaps;
 mod sweep;
 mod transfer;
+mod volumes;
 mod way;
 
 use super::op::{self, Op};

@@ -2,17 +2,17 @@
 //! whole, so a source that is packed, has a digest or is no plain disk comes into a nameless file first,
 //! where it is judged as on a file domain (S2, S3, B12); then its disk is poured.
 
-use super::{Block, Staged, lease, name};
+use super::Block;
 use crate::data::{self, FetchOptions, archive, fetch};
-use crate::engine::{Access, Place};
 use crate::image::{self, Format, Probe, probe};
 use crate::lock::Mode;
-use crate::one::{self, DsRequest, Volume, volume};
+use crate::one::{self, DsRequest, Volume};
 use crate::sdm::{Job, Work};
 use crate::sys::Class;
 use crate::sys::fs::Dir;
 use crate::verb::datastore::{cp as plain, fetch_options};
 use crate::verb::fill::{self, disk_size};
+use crate::verb::group::{Group, Staged, name};
 use crate::verb::stream::{self, Incoming};
 use crate::verb::{Ctx, refuse};
 use anyhow::{Context as _, Result};
@@ -37,7 +37,7 @@ pub fn cp(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bool) -> Result<Stri
     let opts = fetch_options(ctx.settings, req)?;
     let source = if given { None } else { Some(plain::open(ctx, req, &from)?) };
     let v = b.new_image()?;
-    let _lease = b.lease(&[(&v, Mode::Exclusive)])?;
+    let lease = b.g.lease(&[(&v, Mode::Exclusive)])?;
     let digests: Vec<&str> = opts.digests.iter().map(data::Expected::hex).collect();
     let how = [
         if opts.decompress { "" } else { "as it is" },
@@ -57,8 +57,8 @@ pub fn cp(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bool) -> Result<Stri
     };
     let found = judged(ctx, &file, opts.decompress).with_context(shown)?;
     let size = disk_size(&found).max(req.image()?.size.unwrap_or_default());
-    let mut work = b.begin(&v)?;
-    let to = b.stage(&mut work, size)?;
+    let mut work = b.g.begin(&v)?;
+    let to = b.stage(&mut work, &lease, &v, size)?;
     pour(&b, &work, &file, found.format, &to).with_context(shown)?;
     let answer = format!("{} raw", v.source());
     b.publish(work, to, &v, (&request, &answer))?;
@@ -79,32 +79,19 @@ pub fn clone(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bool) -> Result<S
         return Err(refuse(Class::Unsupported, text));
     }
     let request = b.request(&[&source.source(), if req.image()?.persistent { "thin" } else { "thick" }]);
-    // Of another group it has leases of its own; everybody takes them in the order of their numbers.
-    let other = if source.ds == req.datastore.id {
-        None
-    } else {
-        Some((ctx.open)(&volume::group(source.ds), source.ds)?)
-    };
+    // Of another group it has leases of its own.
+    let other = if source.ds == v.ds { None } else { Some(Group::open(ctx, job, source.ds)?) };
     let both = [(&v, Mode::Exclusive), (&source, Mode::Shared)];
-    let mut leases = b.lease(if other.is_some() { &both[..1] } else { &both })?;
-    if let Some(other) = &other {
-        leases.extend(lease(other, job, &both[1..])?);
-    }
+    let leases = b.g.lease(if other.is_some() { &both[..1] } else { &both })?;
+    let _source = other.as_ref().map(|g| g.lease(&both[1..])).transpose()?;
     if let Some(answer) = b.made(&v, &request)? {
         return Ok(answer);
     }
-    let from = other.as_ref().unwrap_or(&b.domain);
-    let at = Place::Public(name(&source)?);
-    let missing = || refuse(Class::NotFound, format!("image {source} does not exist"));
-    let size = from.engine.look(&at)?.ok_or_else(missing)?.size;
-    let mut work = b.begin(&v)?;
-    let to = b.stage(&mut work, size)?;
-    let file = fill::open(&from.engine.attach(&at, Access::Read)?.path)?;
-    let copied = pour(&b, &work, &file, Format::Raw, &to).with_context(|| format!("cloning {source}"));
-    drop(file);
-    let detached = from.engine.detach(&at);
-    copied?;
-    detached?;
+    let from = other.as_ref().unwrap_or(&b.g);
+    let size = from.there(&source)?.size;
+    let mut work = b.g.begin(&v)?;
+    let to = b.stage(&mut work, &leases, &v, size)?;
+    from.reading(&name(&source)?, |path| pour(&b, &work, &fill::open(path)?, Format::Raw, &to))?;
     let answer = format!("{} raw", v.source());
     b.publish(work, to, &v, (&request, &answer))?;
     Ok(answer)
@@ -153,12 +140,12 @@ fn judged(ctx: &Ctx<'_>, file: &File, unpack: bool) -> Result<Probe> {
 fn pour(b: &Block<'_>, work: &Work<'_>, file: &File, format: Format, to: &Staged) -> Result<()> {
     if format.is_raw() {
         let target = to.slab.file.as_ref().context("a staged volume has no device")?;
-        let copied = data::pour(file, target, &b.job.watch())?;
-        b.job.method(copied.method.as_str());
+        let copied = data::pour(file, target, &b.g.job.watch())?;
+        b.g.job.method(copied.method.as_str());
         return Ok(());
     }
     let size = disk_size(&probe(file)?);
-    fill::pour(b.ctx, b.job, &work.keep_held(), (&by_descriptor(file), format), &to.slab.path, size)
+    fill::pour(b.g.ctx, b.g.job, &work.keep_held(), (&by_descriptor(file), format), &to.slab.path, size)
 }
 
 /// A path to a file that has none, as long as this process lives.

@@ -5,6 +5,7 @@
 mod bridge;
 mod context;
 mod local;
+mod lvm;
 mod migrate;
 mod monitor;
 mod pair;
@@ -39,12 +40,18 @@ pub enum Driver {
     Shared,
     /// `sdm_local`, `local`, `ssh`: a system datastore is its host's own, images are with the front-end.
     Local,
+    /// `sdm_lvm`, `lvm`: disks are volumes of the images' groups, a system datastore has only links to them.
+    Lvm,
 }
 
 impl Driver {
     /// That of a driver's name.
     pub fn of(name: &str) -> Driver {
-        if ["sdm_local", "local", "ssh"].contains(&name) { Driver::Local } else { Driver::Shared }
+        match name {
+            "sdm_local" | "local" | "ssh" => Driver::Local,
+            "sdm_lvm" | "lvm" => Driver::Lvm,
+            _ => Driver::Shared,
+        }
     }
 }
 
@@ -90,6 +97,7 @@ pub fn run(front: &Front<'_>, verb: &str, variant: Option<&str>, call: TmCall) -
         TmCall::Monitor(c) => monitor::run(front, &c.dump),
         TmCall::MonitorDs(dir) => monitor::of_host(&dir),
         TmCall::Context(c) => context::run(front, &c).map(|()| String::new()),
+        call if front.driver == Driver::Lvm => lvm::run(front, verb, call),
         call if front.driver == Driver::Local => local::run(front, verb, call),
         TmCall::Premigrate(m) => migrate::pre(front, &m).map(|()| String::new()),
         TmCall::Postmigrate(m) => migrate::post(front, &m).map(|()| String::new()),

@@ -9,7 +9,7 @@ use crate::engine::mem::MemEngine;
 use crate::lock::{JobId, MemLocks};
 use crate::sdm::check::check;
 use crate::sdm::job::{Topic, Waits};
-use crate::sdm::{Domain, Jobs, SdmError, gc};
+use crate::sdm::{Domain, Job, Jobs, SdmError, gc};
 use crate::sys::tool::Run;
 use crate::sys::{Cancel, Tool, Tools};
 use crate::verb::Ctx;
@@ -181,6 +181,10 @@ impl Bed {
         op::perform(op, &ctx, &job)
     }
 
+    pub fn start(&self, topic: Topic) -> Job {
+        self.jobs.start(JobId::generate(), topic)
+    }
+
     pub fn run(&self, op: &Op) -> Result<Answer> {
         self.cut(JobId::generate(), op, i64::MAX, false)
     }
@@ -258,6 +262,7 @@ impl Bed {
                             shown(&std::fs::read(path).unwrap())
                         }
                         Kind::Link(to) => format!("-> {to}"),
+                        Kind::Pool => "pool".to_owned(),
                         _ => {
                             dirs.push(Some(name.clone()));
                             continue;

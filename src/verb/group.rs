@@ -1,0 +1,178 @@
+//! Volumes of a group at work: found by their names, leased with all that lies in one pool with them, made
+//! and given their names. Datastore and transfer-manager verbs share it.
+
+use super::{Ctx, hold, refuse};
+use crate::engine::{Access, Kind, Name, Object, Place, Spec};
+use crate::lock::{Mode, SlabLease};
+use crate::one::{Volume, volume};
+use crate::sdm::event::What;
+use crate::sdm::record::Step;
+use crate::sdm::work::Slab;
+use crate::sdm::{Domain, Job, Work};
+use crate::sys::{Bytes, Class};
+use anyhow::{Context as _, Result};
+use std::path::PathBuf;
+
+/// The group of one datastore, open.
+pub(super) struct Group<'a> {
+    pub ctx: &'a Ctx<'a>,
+    pub job: &'a Job,
+    pub domain: Domain,
+    ds: i64,
+}
+
+/// A staged volume, and its pool when it is the first in it.
+pub(super) struct Staged {
+    pub slab: Slab,
+    pool: Option<Slab>,
+}
+
+pub(super) fn name(v: &Volume) -> Result<Name> {
+    Ok(Name::parse(v.as_str())?)
+}
+
+pub(super) fn pool(v: &Volume) -> Result<Name> {
+    Ok(Name::parse(v.pool())?)
+}
+
+impl<'a> Group<'a> {
+    pub fn open(ctx: &'a Ctx<'a>, job: &'a Job, ds: i64) -> Result<Group<'a>> {
+        let domain = (ctx.open)(&volume::group(ds), ds).with_context(|| format!("opening datastore {ds}"))?;
+        Ok(Group { ctx, job, domain, ds })
+    }
+
+    pub fn look(&self, name: &Name) -> Result<Option<Object>> {
+        Ok(self.domain.engine.look(&Place::Public(name.clone()))?)
+    }
+
+    pub fn there(&self, v: &Volume) -> Result<Object> {
+        let missing = || refuse(Class::NotFound, format!("volume {v} does not exist"));
+        self.look(&name(v)?)?.filter(|o| o.kind == Kind::File).ok_or_else(missing)
+    }
+
+    fn listed(&self, is: impl Fn(&str) -> bool) -> Result<Vec<Name>> {
+        let all = self.domain.engine.list(None)?.into_iter().filter_map(|o| match o.place {
+            Place::Public(name) if is(name.as_str()) => Some(name),
+            _ => None,
+        });
+        Ok(all.collect())
+    }
+
+    /// A volume and what was made of it.
+    pub fn parts(&self, v: &Volume) -> Result<Vec<Name>> {
+        Ok([vec![name(v)?], self.listed(|n| v.is_made_of(n))?].concat())
+    }
+
+    /// All that lies in a volume's pool.
+    pub fn in_pool(&self, v: &Volume) -> Result<Vec<Name>> {
+        self.listed(|n| v.shares_pool(n))
+    }
+
+    /// A volume, what was made of it, and its pool when nothing else lies in it, in the order in which they go.
+    pub fn whole(&self, v: &Volume) -> Result<Vec<Name>> {
+        let mut out = self.parts(v)?;
+        if self.in_pool(v)?.iter().all(|n| out.contains(n)) {
+            out.push(pool(v)?);
+        }
+        Ok(out)
+    }
+
+    /// Leases: what shares a pool is one slab. What dead jobs left on it is settled.
+    pub fn lease(&self, wanted: &[(&Volume, Mode)]) -> Result<Vec<SlabLease>> {
+        let slabs: Result<Vec<(Name, Mode)>> =
+            wanted.iter().map(|(v, m)| Ok((Name::parse(v.slab())?, *m))).collect();
+        let slabs = slabs?;
+        let names: Vec<(&Name, Mode)> = slabs.iter().map(|(n, m)| (n, *m)).collect();
+        let touched =
+            |n: &Name| wanted.iter().any(|(v, _)| v.shares_pool(n.as_str()) || n.as_str() == v.pool());
+        hold::lease_of(&self.domain, self.job, &names, &touched, None)
+    }
+
+    /// Refuses when a machine of this host has one of these open.
+    pub fn not_in_use(&self, names: &[Name]) -> Result<()> {
+        let active: Vec<Name> = names.iter().filter(|n| self.is_active(n)).cloned().collect();
+        hold::not_in_use(&self.domain, &active)
+    }
+
+    /// Whether a volume has a device here; of others no machine here can be a user.
+    pub fn is_active(&self, name: &Name) -> bool {
+        let group = volume::group(self.ds);
+        // Where there are no devices at all, everything can be read as it is.
+        !group.exists() || group.join(name.as_str()).exists()
+    }
+
+    /// The device of a volume, made if need be.
+    pub fn attach(&self, name: &Name, access: Access) -> Result<PathBuf> {
+        Ok(self.domain.engine.attach(&Place::Public(name.clone()), access)?.path)
+    }
+
+    /// This host needs these volumes no longer.
+    pub fn detach(&self, names: &[Name]) {
+        for name in names {
+            if let Err(e) = self.domain.engine.detach(&Place::Public(name.clone())) {
+                self.job.tell(What::Warning { text: format!("{name} stays active on this host: {e}") });
+            }
+        }
+    }
+
+    /// Reads a volume, which has a device afterwards if it had one before.
+    pub fn reading<T>(&self, name: &Name, read: impl FnOnce(&std::path::Path) -> Result<T>) -> Result<T> {
+        let was_active = self.is_active(name);
+        let done = self.attach(name, Access::Read).and_then(|path| read(&path));
+        if !was_active {
+            self.detach(std::slice::from_ref(name));
+        }
+        done.with_context(|| format!("reading {name}"))
+    }
+
+    pub fn begin(&self, v: &Volume) -> Result<Work<'_>> {
+        Ok(Work::begin(&self.domain, self.job, &[name(v)?, pool(v)?])?)
+    }
+
+    /// A staged volume of its own.
+    pub fn thick(work: &mut Work<'_>, size: Bytes) -> Result<Staged> {
+        Ok(Staged { slab: work.file(size)?, pool: None })
+    }
+
+    /// A staged volume in its pool, which is made, or grows by what the volume can take: pools cannot run full.
+    pub fn thin(&self, work: &mut Work<'_>, leases: &[SlabLease], v: &Volume, size: Bytes) -> Result<Staged> {
+        let pool = pool(v)?;
+        if self.look(&pool)?.is_some() {
+            self.room(leases, v, size)?;
+            let slab = work.slab(&Spec::Thin { pool: Place::Public(pool), size })?;
+            return Ok(Staged { slab, pool: None });
+        }
+        let pool = work.pool(size)?;
+        let slab = work.slab(&Spec::Thin { pool: work.place(&pool), size })?;
+        Ok(Staged { slab, pool: Some(pool) })
+    }
+
+    /// Makes a pool as large as all that lies in it and so much more.
+    pub fn room(&self, leases: &[SlabLease], v: &Volume, more: Bytes) -> Result<()> {
+        let mut need = more.0;
+        for part in self.in_pool(v)? {
+            need += self.look(&part)?.map_or(0, |o| o.size.0);
+        }
+        let pool = pool(v)?;
+        let now = self.look(&pool)?.map_or(0, |o| o.size.0);
+        if let Some(lease) = leases.first().filter(|_| need > now) {
+            self.domain.engine.resize(lease, &Place::Public(pool), Bytes(need))?;
+        }
+        Ok(())
+    }
+
+    /// The steps by which a staged volume gets its names, its device closed: one that is open stays. What had them
+    /// goes, with all that was made of it.
+    pub fn steps(&self, work: &mut Work<'_>, staged: Staged, v: &Volume, keep: bool) -> Result<Vec<Step>> {
+        let Staged { slab, pool: first } = staged;
+        work.flush(&slab)?;
+        let mut steps = vec![work.step_over(&slab, &name(v)?, keep)?];
+        for part in self.parts(v)?.into_iter().skip(1) {
+            steps.extend(work.step_bury(&part, keep)?);
+        }
+        if let Some(slab) = &first {
+            steps.push(work.step_over(slab, &pool(v)?, keep)?);
+        }
+        Ok(steps)
+    }
+}

@@ -1,0 +1,109 @@
+//! How a disk's volume comes to be, and how its content is saved.
+
+use super::Disk;
+use crate::data;
+use crate::engine::Name;
+use crate::lock::Mode;
+use crate::one::Volume;
+use crate::sdm::Work;
+use crate::sys::{Bytes, Class};
+use crate::verb::blank::Blank;
+use crate::verb::group::{Group, Staged, name};
+use crate::verb::{fill, refuse};
+use anyhow::{Context as _, Result};
+use std::path::Path;
+
+fn mib(n: u64) -> Result<Bytes> {
+    Bytes::mib(n).ok_or_else(|| refuse(Class::Usage, format!("a disk of {n} MiB is not possible")))
+}
+
+pub(super) fn clone(d: &Disk<'_>, image: &str, size_mib: Option<u64>) -> Result<()> {
+    if d.tm.recorded(&d.at.domain)? {
+        return d.show();
+    }
+    let image = Volume::parse_of(d.v.ds, image)?;
+    let volumes = d.g.lease(&[(&image, Mode::Shared), (&d.v, Mode::Exclusive)])?;
+    let _disk = d.tm.lease(&d.at, Mode::Exclusive)?;
+    d.g.not_in_use(&d.g.parts(&d.v)?)?;
+    let size = d.g.there(&image)?.size.max(mib(size_mib.unwrap_or(0))?);
+    let mut work = d.g.begin(&d.v)?;
+    let staged = d.g.thin(&mut work, &volumes, &d.v, size)?;
+    d.g.reading(&name(&image)?, |path| pour(d, path, &staged))?;
+    publish(d, work, staged)
+}
+
+pub(super) fn link(d: &Disk<'_>) -> Result<()> {
+    let _volume = d.g.lease(&[(&d.v, Mode::Exclusive)])?;
+    let _disk = d.tm.lease(&d.at, Mode::Exclusive)?;
+    d.g.there(&d.v)?;
+    d.show()
+}
+
+pub(super) fn blank(d: &Disk<'_>, size_mib: u64, format: &str, fs: Option<&str>) -> Result<()> {
+    // A volume has no format of its own.
+    let plan = Blank::plan(d.tm.ctx, if format == "swap" { format } else { "raw" }, fs)?;
+    if d.tm.recorded(&d.at.domain)? {
+        return d.show();
+    }
+    let volumes = d.g.lease(&[(&d.v, Mode::Exclusive)])?;
+    let _disk = d.tm.lease(&d.at, Mode::Exclusive)?;
+    d.g.not_in_use(&d.g.parts(&d.v)?)?;
+    let mut work = d.g.begin(&d.v)?;
+    let staged = d.g.thin(&mut work, &volumes, &d.v, mib(size_mib)?)?;
+    plan.fill(d.tm.ctx, d.tm.job, &work, &staged.slab)?;
+    publish(d, work, staged)
+}
+
+/// The volume has its name, and then the link leads to it. A disk that was there before is not kept: nobody
+/// would see that it takes space in the pool.
+fn publish(d: &Disk<'_>, mut work: Work<'_>, staged: Staged) -> Result<()> {
+    let steps = d.g.steps(&mut work, staged, &d.v, false)?;
+    d.tm.ready()?;
+    work.commit(&d.tm.request, "", steps)?;
+    d.show()
+}
+
+fn pour(d: &Disk<'_>, from: &Path, staged: &Staged) -> Result<()> {
+    let target = staged.slab.file.as_ref().context("a staged volume has no device")?;
+    let copied = data::pour(&fill::open(from)?, target, &d.tm.job.watch())?;
+    d.tm.job.method(copied.method.as_str());
+    Ok(())
+}
+
+/// The target is the name that `mkfs` gave for `save_as`. It becomes a thick volume: whether the image will be
+/// persistent is not known by now.
+pub(super) fn save(d: &Disk<'_>, snapshot: Option<i64>, target: &str) -> Result<()> {
+    let target = Volume::parse(target)?;
+    let other = if target.ds == d.v.ds { None } else { Some(Group::open(d.tm.ctx, d.tm.job, target.ds)?) };
+    let g = other.as_ref().unwrap_or(&d.g);
+    if d.tm.recorded(&g.domain)? {
+        return Ok(());
+    }
+    // Of two groups the one with the smaller number first.
+    let (to, from) = ([(&target, Mode::Exclusive)], [(&d.v, Mode::Shared)]);
+    let _volumes = match &other {
+        None => vec![d.g.lease(&[to[0], from[0]])?],
+        Some(g) if target.ds < d.v.ds => vec![g.lease(&to)?, d.g.lease(&from)?],
+        Some(g) => {
+            let first = d.g.lease(&from)?;
+            vec![first, g.lease(&to)?]
+        }
+    };
+    let source = match snapshot {
+        None => name(&d.v)?,
+        Some(n) => Name::parse(&d.v.snapshot(n))?,
+    };
+    let missing = || refuse(Class::NotFound, format!("{source} of {} does not exist", d.v));
+    let size = d.g.look(&source)?.ok_or_else(missing)?.size;
+    if snapshot.is_none() {
+        d.g.not_in_use(std::slice::from_ref(&source))?;
+    }
+    let mut work = g.begin(&target)?;
+    let staged = Group::thick(&mut work, size)?;
+    d.g.reading(&source, |path| pour(d, path, &staged))?;
+    let steps = g.steps(&mut work, staged, &target, true)?;
+    d.tm.ready()?;
+    work.commit(&d.tm.request, "", steps)?;
+    g.detach(&[name(&target)?]);
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! Disks on volume groups (contract 3.7): a persistent one is its image's volume, any other a thin volume in
+//! the VM's pool in the image's group, each by its own datastore (D24). `disk.<n>` leads to the device. The
+//! volume is published first, then the link decides; a removal goes the other way, so that no link leads
+//! nowhere. Nothing here happens under a name alone: what is removed is what this disk's name says.
+
+mod make;
+mod snap;
+
+use super::op::Delete;
+use super::place::Spot;
+use super::{At, Tm, delete};
+use crate::engine::{Access, Name};
+use crate::lock::Mode;
+use crate::one::Volume;
+use crate::sdm::remove;
+use crate::sys::Class;
+use crate::verb::group::{Group, name, pool};
+use crate::verb::refuse;
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OnVolume {
+    /// `<datastores>/<system ds>/<vm>/disk.<n>`
+    pub disk: String,
+    /// `<group>/<volume>` that the disk is.
+    pub volume: String,
+    pub what: What,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum What {
+    /// A copy of an image. *Again*.
+    Clone { image: String, size_mib: Option<u64> },
+    /// The image itself. *State*.
+    Link,
+    /// An empty disk. *Again*.
+    Make { size_mib: u64, format: String, fs: Option<String> },
+    /// The image has it all already; the link goes, and the device. *State*.
+    Store,
+    /// The disk, or a snapshot of it, becomes the content of an image. *Again*.
+    Save { snapshot: Option<i64>, target: String },
+    /// The link goes, and a volume that is the VM's own. *State*.
+    Delete,
+    /// *Again*.
+    SnapCreate { snapshot: i64 },
+    /// *Again*.
+    SnapRevert { snapshot: i64 },
+    /// *State*.
+    SnapDelete { snapshot: i64 },
+    /// Grows it, also while its machine runs. *State*.
+    Resize { size_mib: u64 },
+}
+
+/// All that a VM has, of the groups of these datastores too. *State*.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gone {
+    /// `<datastores>/<system ds>/<vm>`
+    pub dir: String,
+    pub stores: Vec<i64>,
+}
+
+/// A disk at work: its place, its volume, its group.
+struct Disk<'a> {
+    tm: &'a Tm<'a>,
+    at: At,
+    v: Volume,
+    g: Group<'a>,
+}
+
+pub(super) fn run(tm: &Tm<'_>, op: &OnVolume) -> Result<()> {
+    let at = tm.open(Spot::disk(tm.ctx, &op.disk)?)?;
+    let v = Volume::parse_any(&op.volume)?;
+    let own = |vm, disk| format!("{vm}/disk.{disk}") == at.name().as_str();
+    if v.vm_and_disk().is_some_and(|(vm, disk)| !own(vm, disk)) {
+        let text = format!("{} is not the volume of {}; nothing was changed", op.volume, op.disk);
+        return Err(refuse(Class::Usage, text));
+    }
+    let g = Group::open(tm.ctx, tm.job, v.ds)?;
+    let disk = Disk { tm, at, v, g };
+    match &op.what {
+        What::Clone { image, size_mib } => make::clone(&disk, image, *size_mib),
+        What::Link => make::link(&disk),
+        What::Make { size_mib, format, fs } => make::blank(&disk, *size_mib, format, fs.as_deref()),
+        What::Store => disk.store(),
+        What::Save { snapshot, target } => make::save(&disk, *snapshot, target),
+        What::Delete => disk.delete(),
+        What::SnapCreate { snapshot } => snap::create(&disk, *snapshot),
+        What::SnapRevert { snapshot } => snap::revert(&disk, *snapshot),
+        What::SnapDelete { snapshot } => snap::delete(&disk, *snapshot),
+        What::Resize { size_mib } => snap::resize(&disk, *size_mib),
+    }
+}
+
+impl Disk<'_> {
+    /// What the link says.
+    fn target(&self) -> String {
+        format!("/dev/{}", self.v.source())
+    }
+
+    /// The device is there and the link leads to it.
+    fn show(&self) -> Result<()> {
+        self.g.attach(&name(&self.v)?, Access::Write)?;
+        let to = self.target();
+        if self.at.link()?.as_deref() == Some(to.as_str()) {
+            return Ok(());
+        }
+        let mut work = self.tm.begin(&self.at)?;
+        let link = work.link(&to)?;
+        work.flush(&link)?;
+        let steps = vec![work.step_to(&link, self.at.name())?];
+        self.tm.commit(&self.at, work, steps)
+    }
+
+    /// Takes the link away; one to anything else is not ours to take.
+    fn hide(&self) -> Result<()> {
+        if self.at.look(self.at.name())?.is_none() {
+            return Ok(());
+        }
+        if self.at.link()?.is_some_and(|to| to != self.target()) {
+            let text = format!("{} does not lead to {}; nothing was changed", self.at.spot.text(), self.v);
+            return Err(refuse(Class::Integrity, text));
+        }
+        self.tm.ready()?;
+        let names = [self.at.name().clone(), self.at.snap()?];
+        remove::remove(&self.at.domain, self.tm.job, &names, &self.tm.request)?;
+        Ok(())
+    }
+
+    fn store(&self) -> Result<()> {
+        let _volume = self.g.lease(&[(&self.v, Mode::Exclusive)])?;
+        let _disk = self.tm.lease(&self.at, Mode::Exclusive)?;
+        let parts = self.g.parts(&self.v)?;
+        self.g.not_in_use(&parts)?;
+        self.hide()?;
+        self.tm.ready()?;
+        self.g.detach(&[parts, vec![pool(&self.v)?]].concat());
+        Ok(())
+    }
+
+    fn delete(&self) -> Result<()> {
+        if self.v.vm_and_disk().is_none() {
+            return self.store();
+        }
+        let own = [self.at.name().clone(), self.at.snap()?];
+        let volume = [name(&self.v)?];
+        let ended = remove::outrank(&self.at.domain, self.tm.job, &own)?;
+        let ended = remove::outrank(&self.g.domain, self.tm.job, &volume)? && ended;
+        let _leases = if ended {
+            let volume = self.g.lease(&[(&self.v, Mode::Exclusive)])?;
+            [volume, self.tm.lease(&self.at, Mode::Exclusive)?].into_iter().flatten().collect()
+        } else {
+            Vec::new()
+        };
+        self.g.not_in_use(&self.g.parts(&self.v)?)?;
+        self.hide()?;
+        self.tm.ready()?;
+        remove::remove(&self.g.domain, self.tm.job, &self.g.whole(&self.v)?, &self.tm.request)?;
+        Ok(())
+    }
+}
+
+/// The VM's directory, then what is left of it in the groups.
+pub(super) fn gone(tm: &Tm<'_>, op: &Gone) -> Result<()> {
+    let vm = Spot::vm(tm.ctx, &op.dir)?.name;
+    delete::run(tm, &Delete { path: op.dir.clone() })?;
+    for ds in &op.stores {
+        // Any of the VM's disks will do: they lie in one pool.
+        let Some(v) = vm.as_str().parse().ok().map(|vm| Volume::disk(*ds, vm, 0)) else { continue };
+        let g = Group::open(tm.ctx, tm.job, *ds)?;
+        let all = || -> Result<Vec<Name>> { Ok([g.in_pool(&v)?, vec![pool(&v)?]].concat()) };
+        let ended = remove::outrank(&g.domain, tm.job, &all()?)?;
+        let _lease = if ended { g.lease(&[(&v, Mode::Exclusive)])? } else { Vec::new() };
+        g.not_in_use(&g.in_pool(&v)?)?;
+        tm.ready()?;
+        remove::remove(&g.domain, tm.job, &all()?, &tm.request)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! Snapshots of a disk: thin volumes in its pool, made and taken back at no cost; and its size.
+
+use super::Disk;
+use crate::engine::{Access, Name, Place, Spec};
+use crate::lock::{Mode, SlabLease};
+use crate::sdm::remove;
+use crate::sys::{Bytes, Class};
+use crate::verb::group::{name, pool};
+use crate::verb::refuse;
+use anyhow::Result;
+
+/// Leases of a disk whose volume lies in a pool.
+fn leased(d: &Disk<'_>, idle: bool) -> Result<Vec<SlabLease>> {
+    let leases = d.g.lease(&[(&d.v, Mode::Exclusive)])?;
+    d.g.there(&d.v)?;
+    if d.g.look(&pool(&d.v)?)?.is_none() {
+        let text = format!(
+            "{} is a thick volume, which has no snapshots and keeps its size; an image that is persistent when it is \
+             made is a thin one",
+            d.v
+        );
+        return Err(refuse(Class::Unsupported, text));
+    }
+    if idle {
+        d.g.not_in_use(&[name(&d.v)?])?;
+    }
+    Ok(leases)
+}
+
+fn called(d: &Disk<'_>, n: i64) -> Result<Name> {
+    Ok(Name::parse(&d.v.snapshot(n))?)
+}
+
+pub(super) fn create(d: &Disk<'_>, n: i64) -> Result<()> {
+    if d.tm.recorded(&d.g.domain)? {
+        return Ok(());
+    }
+    let leases = leased(d, true)?;
+    let snapshot = called(d, n)?;
+    d.g.room(&leases, &d.v, d.g.there(&d.v)?.size)?;
+    let mut work = d.g.begin(&d.v)?;
+    let slab = work.slab(&Spec::Clone(name(&d.v)?))?;
+    let steps = vec![work.step_over(&slab, &snapshot, false)?];
+    drop(slab);
+    d.tm.ready()?;
+    work.commit(&d.tm.request, "", steps)?;
+    d.g.detach(&[snapshot]);
+    Ok(())
+}
+
+/// The disk reads as its snapshot, under its own name; what it was is not kept.
+pub(super) fn revert(d: &Disk<'_>, n: i64) -> Result<()> {
+    let volume = name(&d.v)?;
+    if !d.tm.recorded(&d.g.domain)? {
+        let leases = leased(d, true)?;
+        let snapshot = called(d, n)?;
+        let missing = || refuse(Class::NotFound, format!("{} has no snapshot {n}; nothing was changed", d.v));
+        let size = d.g.look(&snapshot)?.ok_or_else(missing)?.size;
+        d.g.room(&leases, &d.v, size)?;
+        let mut work = d.g.begin(&d.v)?;
+        let slab = work.slab(&Spec::Clone(snapshot))?;
+        let steps = vec![work.step_over(&slab, &volume, false)?];
+        drop(slab);
+        d.tm.ready()?;
+        work.commit(&d.tm.request, "", steps)?;
+    }
+    // The machine will want it.
+    d.g.attach(&volume, Access::Write)?;
+    Ok(())
+}
+
+pub(super) fn delete(d: &Disk<'_>, n: i64) -> Result<()> {
+    let _lease = d.g.lease(&[(&d.v, Mode::Exclusive)])?;
+    let snapshot = called(d, n)?;
+    d.g.not_in_use(std::slice::from_ref(&snapshot))?;
+    d.tm.ready()?;
+    remove::remove(&d.g.domain, d.tm.job, &[snapshot], &d.tm.request)?;
+    Ok(())
+}
+
+/// By its whole size, never by a difference (D27).
+pub(super) fn resize(d: &Disk<'_>, size_mib: u64) -> Result<()> {
+    let leases = leased(d, false)?;
+    let (size, now) = (Bytes(size_mib.saturating_mul(1 << 20)), d.g.there(&d.v)?.size);
+    if size <= now {
+        return Ok(());
+    }
+    d.tm.ready()?;
+    d.g.room(&leases, &d.v, Bytes(size.0 - now.0))?;
+    if let Some(lease) = leases.first() {
+        d.g.domain.engine.resize(lease, &Place::Public(name(&d.v)?), size)?;
+    }
+    Ok(())
+}
