@@ -84,6 +84,13 @@ pub fn tree() -> Command {
                 .arg(arg("of-job", "events of one job").value_name("UUID")),
         )
         .subcommand(
+            Command::new("activate")
+                .about(
+                    "make the devices of volumes that this host had before its boot; fails if one is skipped",
+                )
+                .arg(domains()),
+        )
+        .subcommand(
             Command::new("gc")
                 .about("remove what dead jobs left, and removed images")
                 .arg(flag("plan", "show what would go and why, change nothing"))

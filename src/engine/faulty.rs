@@ -87,6 +87,7 @@ impl<E: Engine> Engine for Faulty<E> {
         done() -> Result<Vec<Finished>>;
         weight(at: &Place) -> Result<Bytes>;
         strays() -> Result<Vec<String>>;
+        attached() -> Result<Vec<Object>>;
     }
 
     pass! { change:

@@ -353,6 +353,11 @@ pub trait Engine: Debug + Send + Sync {
         Ok(())
     }
 
+    /// Public slabs that this host attached for writing and needs still, also after it was started anew.
+    fn attached(&self) -> Result<Vec<Object>> {
+        Ok(Vec::new())
+    }
+
     /// Opens the owner's staging area.
     fn begin(&self, owner: &OwnerLease) -> Result<()>;
     /// Makes slab `n` in the owner's staging area.

@@ -2,6 +2,8 @@
 //! links, messages on stdin, as the account that oned has.
 
 use crate::{bed, vm};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -38,7 +40,18 @@ impl Host {
             std::fs::create_dir_all(host.at(d)).unwrap();
         }
         let datastore = ["cp", "mkfs", "rm", "clone", "monitor", "snap_revert"];
-        let tm = ["clone", "ln", "mkswap", "mvds", "cpds", "delete", "resize", "snap_create", "snap_revert"];
+        let tm = [
+            "clone",
+            "ln",
+            "mkswap",
+            "mvds",
+            "cpds",
+            "delete",
+            "resize",
+            "snap_create",
+            "snap_revert",
+            "monitor_ds",
+        ];
         for (role, verbs) in [("datastore", &datastore[..]), ("tm", &tm)] {
             let dir = host.at("var/remotes").join(role).join("lvm");
             std::fs::create_dir_all(&dir).unwrap();
@@ -83,13 +96,14 @@ impl Host {
 
     /// A transfer verb about VM 7; `DIR` is its directory on this host.
     #[track_caller]
-    fn tm(&self, verb: &str, args: &[&str]) {
+    fn tm(&self, verb: &str, args: &[&str]) -> String {
         let dir = format!("localhost:{}", self.at("var/datastores/101/7").display());
         let mut c = self.command(&self.at("var/remotes/tm/lvm").join(verb));
         let c = c.args(args.iter().map(|a| a.replace("DIR", &dir))).env("ONESDM_VM_XML", VM);
         let (status, text) = said(&c.stdin(Stdio::null()).output().unwrap());
         assert_eq!(status, 0, "{verb} {args:?}: {text}");
         println!("{verb} {args:?} {text}");
+        text
     }
 
     /// The group of datastore 100, a domain with a thick image 1 and a thin one 2.
@@ -245,6 +259,16 @@ fn transfers_inside() {
     h.tm("mkswap", &["1", "DIR/disk.2", "7", "101"]);
     assert_eq!(&std::fs::read(at(2)).unwrap()[4086..4096], b"SWAPSPACE2");
 
+    // As after a boot: the disks come back, and nothing else does.
+    let all = ["vm-one-7-0", "vm-one-7-2", "img-one-2"];
+    for v in all {
+        root(&["lvchange", "-an", &format!("{GROUP}/{v}")]);
+    }
+    assert!(!at(0).exists() && !at(1).exists());
+    let (status, text) = h.own(&["activate"]);
+    assert!(status == 0 && text.lines().count() == 3, "{status} {text}");
+    assert!(at(0).exists() && at(1).exists() && at(2).exists());
+
     h.tm("snap_create", &["DIR/disk.0", "0", "7", "100"]);
     let write = |bytes: &[u8]| {
         let mut dev = std::fs::File::options().write(true).open(at(0)).unwrap();
@@ -258,8 +282,12 @@ fn transfers_inside() {
     h.tm("resize", &["DIR/disk.0", "12", "7", "100"]);
     let bytes = std::fs::read(at(0)).unwrap();
     assert_eq!(bytes.len(), 12 * MIB);
+    let report = h.tm("monitor_ds", &[h.at("var/datastores/101").to_str().unwrap()]);
+    let report = STANDARD.decode(report.split('"').nth(1).unwrap()).unwrap();
+    let report = String::from_utf8(report).unwrap();
+    assert!(report.contains("DISK_SIZE = [ ID=0, SIZE=12 ]"), "{report}");
     // All that its volumes can take fits into the pool.
-    write(&[0x77; 12 * MIB]);
+    write(&vec![0x77; 12 * MIB]);
     assert_eq!(content("img-one-9", len).0, digest(&two), "what the disk was when it was saved");
 
     h.tm("mvds", &["DIR/disk.1", "vg-one-100/img-one-2", "7", "100"]);

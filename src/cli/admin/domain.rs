@@ -89,18 +89,13 @@ pub fn run(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
 /// others are that use it is not to be seen from here.
 fn init_group(w: &World, path: &Path, m: &ArgMatches, as_json: bool) -> Result<u8> {
     let group = group::group_of(path).unwrap_or_default();
-    let own = std::env::current_exe().context("looking for this program")?;
-    for role in ["datastore", "tm"] {
-        let verb = w.paths.remotes.join(role).join("lvm/clone");
-        let leads_here = verb.canonicalize().is_ok_and(|p| p == own) || is_shim(&verb, &own);
-        if verb.exists() && !leads_here {
-            let text = format!(
-                "{}: {} is a stock driver's, which would change the group past our locks; `onesdm install --replace lvm` first",
-                path.display(),
-                verb.display()
-            );
-            return Err(refuse(Class::Refused, text));
-        }
+    if let Some(verb) = stock_verb(&w.paths.remotes) {
+        let text = format!(
+            "{}: {} is a stock driver's, which would change the group past our locks; `onesdm install --replace lvm` first",
+            path.display(),
+            verb.display()
+        );
+        return Err(refuse(Class::Refused, text));
     }
     let Some(lock) = m.get_one::<String>("lock") else {
         let text = format!(
@@ -111,6 +106,14 @@ fn init_group(w: &World, path: &Path, m: &ArgMatches, as_json: bool) -> Result<u
     };
     let d = w.groups().init(group, lock).with_context(|| format!("making {} a domain", path.display()))?;
     tell(as_json, &d)
+}
+
+/// A verb of the stock driver `lvm` that is not ours.
+pub fn stock_verb(remotes: &Path) -> Option<PathBuf> {
+    let own = std::env::current_exe().unwrap_or_default();
+    let verbs = ["datastore", "tm"].map(|role| remotes.join(role).join("lvm/clone"));
+    let leads_here = |verb: &Path| verb.canonicalize().is_ok_and(|p| p == own) || is_shim(verb, &own);
+    verbs.into_iter().find(|verb| verb.exists() && !leads_here(verb))
 }
 
 fn is_shim(verb: &Path, program: &Path) -> bool {

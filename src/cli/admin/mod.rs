@@ -1,5 +1,6 @@
 //! People's commands: `onesdm <noun> <verb>`, each with `--json`.
 
+mod activate;
 pub mod connection;
 mod domain;
 mod ds;
@@ -10,7 +11,7 @@ mod member;
 pub mod metrics;
 pub mod top;
 
-pub use domain::{capabilities, path_of};
+pub use domain::{capabilities, path_of, stock_verb};
 pub use garbage::all_known;
 pub use member::join;
 
@@ -87,6 +88,7 @@ pub fn run(env: &Env, argv: Vec<OsString>) -> Result<u8> {
         Some(("top", m)) => top::run(&world, m, json),
         Some(("metrics", m)) => metrics::run(&world, m, json),
         Some(("event", m)) => event::run(&world, m, json),
+        Some(("activate", m)) => activate::run(&world, m, json),
         Some(("gc", m)) => garbage::collect(&world, m, json),
         Some(("check", m)) => garbage::check(&world, m, json),
         Some(("lock", m)) => domain::locks(&world, m, json),

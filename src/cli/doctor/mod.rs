@@ -11,6 +11,7 @@ use super::admin::{all_known, path_of};
 use super::render;
 use super::world::World;
 use crate::config::{Config, Env, Inputs};
+use crate::sdm::group;
 use crate::sys::{Class, user};
 use crate::verb::one_line;
 use anyhow::{Context as _, Result};
@@ -128,6 +129,9 @@ fn look(w: &World, m: &ArgMatches, found: &mut Vec<Finding>) -> Result<()> {
     // and not touched again.
     let mut owners = Vec::new();
     paths.retain(|path| {
+        if group::group_of(path).is_some() {
+            return true;
+        }
         let p = path.clone();
         match within(PATIENCE, move || store::owner(&p)) {
             None => {
@@ -152,10 +156,20 @@ fn look(w: &World, m: &ArgMatches, found: &mut Vec<Finding>) -> Result<()> {
         let known = known.iter().find(|(_, k)| k.path == path).map(|(_, k)| k.clone());
         let (policy, table, p) = (w.gc_policy(), table.clone(), path.clone());
         let without = w.config.settings.sanlock.without_watchdog;
+        if group::group_of(&path).is_some() {
+            let (groups, remotes) = (w.groups(), w.paths.remotes.clone());
+            let look = move || store::look_group(&groups, &p, known.as_ref(), &policy, &remotes);
+            out_of_patience(found, &path, within(PATIENCE, look));
+            continue;
+        }
         let answer = within(PATIENCE, move || store::look(&p, known.as_ref(), &policy, &table, without));
-        found.extend(answer.unwrap_or_else(|| vec![store::hangs(&path)]));
+        out_of_patience(found, &path, answer);
     }
     Ok(())
+}
+
+fn out_of_patience(found: &mut Vec<Finding>, path: &Path, answer: Option<Vec<Finding>>) {
+    found.extend(answer.unwrap_or_else(|| vec![store::hangs(path)]));
 }
 
 /// What `f` answers, unless it takes too long: a storage call that hangs is left behind.

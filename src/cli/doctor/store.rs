@@ -3,13 +3,13 @@
 use super::host::Account;
 use super::mounts;
 use super::{Finding, PATIENCE, leases};
-use crate::cli::admin::capabilities;
+use crate::cli::admin::{capabilities, stock_verb};
 use crate::engine::file::AREA;
 use crate::engine::{Capabilities, Usage};
 use crate::lock::{JobId, LeaseId, LockBackend, LockError, Mode};
 use crate::sdm::gc::{self, Action};
 use crate::sdm::known::Known;
-use crate::sdm::{Domain, SdmError};
+use crate::sdm::{Domain, Groups, SdmError};
 use crate::sys::fs::Dir;
 use crate::sys::mounts::Mount;
 use crate::sys::{self, Bytes, user};
@@ -63,20 +63,10 @@ pub fn look(
     let (finding, domain) = identity(&place, known, domain);
     out.push(finding);
     let Some(domain) = domain else { return out };
-    match domain.engine.usage() {
-        Ok(usage) => out.push(space(&place, usage)),
-        Err(e) => out.push(Finding::bad("space", &place, e, "look after the storage")),
-    }
-    match domain.engine.strays() {
-        Ok(strays) if strays.is_empty() => out.push(Finding::ok("area", &place, "holds nothing foreign")),
-        Ok(strays) => {
-            let remedy = format!(
-                "find out who put it there and move it out of {place}/{AREA}; leases must be one empty file that nobody replaces"
-            );
-            out.extend(strays.into_iter().map(|s| Finding::bad("area", &place, s, &remedy)));
-        }
-        Err(e) => out.push(Finding::bad("area", &place, e, "run `onesdm check`")),
-    }
+    let whose = format!(
+        "find out who put it there and move it out of {place}/{AREA}; leases must be one empty file that nobody replaces"
+    );
+    out.extend(content(&place, &domain, &whose));
     out.extend(ownership(path, &place));
     if domain.usable().is_err() {
         return out;
@@ -101,6 +91,42 @@ pub fn look(
         }
     }
     out.push(garbage(&place, gc::plan(&domain, policy)));
+    out
+}
+
+/// The same of a volume group. Writes nothing.
+pub fn look_group(
+    groups: &Groups,
+    path: &Path,
+    known: Option<&Known>,
+    policy: &gc::Policy,
+    remotes: &Path,
+) -> Vec<Finding> {
+    let place = path.display().to_string();
+    let (finding, domain) = identity(&place, known, groups.inspect_at(path));
+    let mut out = vec![finding];
+    if let Some(verb) = stock_verb(remotes) {
+        let detail = format!("{} is a stock driver's, which changes groups past our locks", verb.display());
+        out.push(Finding::bad("drivers", &place, detail, "`onesdm install --replace lvm`"));
+    }
+    if let Some(domain) = domain {
+        out.extend(content(&place, &domain, "find out who made it, and rename or remove it"));
+        out.push(garbage(&place, gc::plan(&domain, policy)));
+    }
+    out
+}
+
+/// What a domain holds.
+fn content(place: &str, domain: &Domain, whose: &str) -> Vec<Finding> {
+    let mut out = vec![match domain.engine.usage() {
+        Ok(usage) => space(place, usage),
+        Err(e) => Finding::bad("space", place, e, "look after the storage"),
+    }];
+    match domain.engine.strays() {
+        Ok(strays) if strays.is_empty() => out.push(Finding::ok("area", place, "holds nothing foreign")),
+        Ok(strays) => out.extend(strays.into_iter().map(|s| Finding::bad("area", place, s, whose))),
+        Err(e) => out.push(Finding::bad("area", place, e, "run `onesdm check`")),
+    }
     out
 }
 

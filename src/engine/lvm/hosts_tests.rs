@@ -176,15 +176,19 @@ fn what_another_host_has_active_is_neither_opened_changed_nor_removed() {
         lock::slab_leases(&*locks, &[("a", lock::Mode::Exclusive)], Duration::ZERO, &Cancel::default());
     let slab = &slab.unwrap()[0];
     let in_use = |r: Result<()>| assert!(matches!(r, Err(EngineError::InUse { .. })), "{r:?}");
+    let has = |e: &LvmEngine| e.attached().unwrap().len();
+    assert_eq!((has(&h1), has(&h2)), (1, 0), "what a host made is its own, also after it was started anew");
     in_use(h2.attach(&public("a"), Access::Read).map(drop));
     in_use(h2.resize(slab, &public("a"), Bytes(8 << 20)));
     h1.detach(&public("a")).unwrap();
     // Several may read.
     h1.attach(&public("a"), Access::Read).unwrap();
+    assert_eq!(has(&h1), 0);
     h2.attach(&public("a"), Access::Read).unwrap();
     in_use(h2.attach(&public("a"), Access::Write).map(drop));
     h1.detach(&public("a")).unwrap();
     h2.attach(&public("a"), Access::Write).unwrap();
+    assert_eq!(has(&h2), 1);
     h1.bury(&job.lock(), &public("a"), id, &job.grave(0, false)).unwrap();
     in_use(h1.purge(&job.owner, &job.grave(0, false)));
     assert_eq!(h1.look(&Place::Dead(job.grave(0, false))).unwrap().map(|o| o.id), Some(id));

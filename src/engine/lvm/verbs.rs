@@ -143,6 +143,13 @@ impl Engine for LvmEngine {
         self.commit(&lock, &view, &[Change::Tag { volume: v.name.clone(), add, del }]).map(drop)
     }
 
+    fn attached(&self) -> Result<Vec<Object>> {
+        let (view, tag) = (self.group.view()?, map::active_tag(&self.host, Access::Write));
+        let ours = view.volumes.iter().filter(|v| !v.is_pool && v.tags.contains(&tag));
+        let objects = ours.filter_map(|v| view.object(v));
+        Ok(objects.filter(|o| matches!(o.place, Place::Public(_))).collect())
+    }
+
     fn begin(&self, owner: &OwnerLease) -> Result<()> {
         let job = owner.job();
         let lock = self.lock()?;

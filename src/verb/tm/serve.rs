@@ -235,7 +235,8 @@ impl Ask<'_> {
 
     fn open(&self, dir: &Path, ds: i64) -> Result<Domain, SdmError> {
         if let Some(group) = group::group_of(dir) {
-            return self.groups().open(group);
+            let domain = self.groups().open(group)?;
+            return known::expected(self.server.state, &ds.to_string(), dir, domain);
         }
         let owned = if dir.exists() { dir } else { dir.parent().unwrap_or(dir) };
         user::become_owner(owned)
