@@ -141,7 +141,9 @@ fn sections(v: &Verb) -> Vec<(&'static str, String)> {
 fn verbs() -> String {
     let mut out = String::from(
         "# Verbs\n\nWhat oned calls, as `onesdm generate verbs` writes it from the program's own table; each has a man page, too:\n\
-         `man onesdm-datastore-cp`. *Evidence* is what on storage shows how a call ended, for whoever lost its answer.\n",
+         `man onesdm-datastore-cp`. *Evidence* is what on storage shows how a call ended, for whoever lost its answer.\n\
+         On a volume group an image is the volume `vg-one-<datastore>/img-one-<image>` in place of a file, a VM's own disk is\n\
+         `vm-one-<vm>-<disk>` in the group of its image, and snapshot N is either of them with `_one_sN` behind.\n",
     );
     for role in [Role::Datastore, Role::Tm] {
         for v in VERBS.iter().filter(|v| v.role == role) {

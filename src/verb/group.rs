@@ -25,6 +25,8 @@ pub(super) struct Group<'a> {
 pub(super) struct Staged {
     pub slab: Slab,
     pool: Option<Slab>,
+    /// It lies in a pool that was there before.
+    shares: bool,
 }
 
 pub(super) fn name(v: &Volume) -> Result<Name> {
@@ -33,6 +35,18 @@ pub(super) fn name(v: &Volume) -> Result<Name> {
 
 pub(super) fn pool(v: &Volume) -> Result<Name> {
     Ok(Name::parse(v.pool())?)
+}
+
+/// Leases in two groups, or one: of two the one with the smaller number first.
+pub(super) fn lease_two(mut wanted: [(&Group<'_>, &Volume, Mode); 2]) -> Result<Vec<SlabLease>> {
+    wanted.sort_by_key(|(g, ..)| g.ds);
+    let [one, two] = wanted.map(|(g, v, mode)| (g, (v, mode)));
+    if one.0.ds == two.0.ds {
+        return one.0.lease(&[one.1, two.1]);
+    }
+    let mut leases = one.0.lease(&[one.1])?;
+    leases.extend(two.0.lease(&[two.1])?);
+    Ok(leases)
 }
 
 impl<'a> Group<'a> {
@@ -95,18 +109,18 @@ impl<'a> Group<'a> {
     }
 
     /// Whether a volume has a device here; of others no machine here can be a user.
-    pub fn is_active(&self, name: &Name) -> bool {
+    fn is_active(&self, name: &Name) -> bool {
         let group = volume::group(self.ds);
         // Where there are no devices at all, everything can be read as it is.
         !group.exists() || group.join(name.as_str()).exists()
     }
 
-    /// The device of a volume, made if need be.
+    /// The device of a volume, made if need be. Who only reads leaves it there: others may be reading, too.
     pub fn attach(&self, name: &Name, access: Access) -> Result<PathBuf> {
         Ok(self.domain.engine.attach(&Place::Public(name.clone()), access)?.path)
     }
 
-    /// This host needs these volumes no longer.
+    /// This host needs these volumes no longer. For who has them exclusively.
     pub fn detach(&self, names: &[Name]) {
         for name in names {
             if let Err(e) = self.domain.engine.detach(&Place::Public(name.clone())) {
@@ -115,23 +129,13 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Reads a volume, which has a device afterwards if it had one before.
-    pub fn reading<T>(&self, name: &Name, read: impl FnOnce(&std::path::Path) -> Result<T>) -> Result<T> {
-        let was_active = self.is_active(name);
-        let done = self.attach(name, Access::Read).and_then(|path| read(&path));
-        if !was_active {
-            self.detach(std::slice::from_ref(name));
-        }
-        done.with_context(|| format!("reading {name}"))
-    }
-
     pub fn begin(&self, v: &Volume) -> Result<Work<'_>> {
         Ok(Work::begin(&self.domain, self.job, &[name(v)?, pool(v)?])?)
     }
 
     /// A staged volume of its own.
     pub fn thick(work: &mut Work<'_>, size: Bytes) -> Result<Staged> {
-        Ok(Staged { slab: work.file(size)?, pool: None })
+        Ok(Staged { slab: work.file(size)?, pool: None, shares: false })
     }
 
     /// A staged volume in its pool, which is made, or grows by what the volume can take: pools cannot run full.
@@ -140,11 +144,11 @@ impl<'a> Group<'a> {
         if self.look(&pool)?.is_some() {
             self.room(leases, v, size)?;
             let slab = work.slab(&Spec::Thin { pool: Place::Public(pool), size })?;
-            return Ok(Staged { slab, pool: None });
+            return Ok(Staged { slab, pool: None, shares: true });
         }
         let pool = work.pool(size)?;
         let slab = work.slab(&Spec::Thin { pool: work.place(&pool), size })?;
-        Ok(Staged { slab, pool: Some(pool) })
+        Ok(Staged { slab, pool: Some(pool), shares: false })
     }
 
     /// Makes a pool as large as all that lies in it and so much more.
@@ -162,9 +166,11 @@ impl<'a> Group<'a> {
     }
 
     /// The steps by which a staged volume gets its names, its device closed: one that is open stays. What had them
-    /// goes, with all that was made of it.
-    pub fn steps(&self, work: &mut Work<'_>, staged: Staged, v: &Volume, keep: bool) -> Result<Vec<Step>> {
-        let Staged { slab, pool: first } = staged;
+    /// goes, with all that was made of it, and is kept for a while; but not where it would take space in a pool that
+    /// nobody sees.
+    pub fn steps(&self, work: &mut Work<'_>, staged: Staged, v: &Volume) -> Result<Vec<Step>> {
+        let Staged { slab, pool: first, shares } = staged;
+        let keep = !shares;
         work.flush(&slab)?;
         let mut steps = vec![work.step_over(&slab, &name(v)?, keep)?];
         for part in self.parts(v)?.into_iter().skip(1) {

@@ -3,6 +3,7 @@
 use super::World;
 use super::garbage::all_known;
 use crate::cli::render;
+use crate::cli::table::VERBS;
 use crate::engine::Capabilities;
 use crate::lock::{JobId, LeaseId};
 use crate::sdm::record::Intent;
@@ -91,7 +92,8 @@ fn init_group(w: &World, path: &Path, m: &ArgMatches, as_json: bool) -> Result<u
     let group = group::group_of(path).unwrap_or_default();
     if let Some(verb) = stock_verb(&w.paths.remotes) {
         let text = format!(
-            "{}: {} is a stock driver's, which would change the group past our locks; `onesdm install --replace lvm` first",
+            "{}: {} is a stock driver's, which would change the group past our locks; `onesdm install --replace lvm` first, \
+             and move away what we do not offer",
             path.display(),
             verb.display()
         );
@@ -108,12 +110,12 @@ fn init_group(w: &World, path: &Path, m: &ArgMatches, as_json: bool) -> Result<u
     tell(as_json, &d)
 }
 
-/// A verb of the stock driver `lvm` that is not ours.
+/// A verb of the stock driver `lvm` that is not ours; one that we do not offer, too.
 pub fn stock_verb(remotes: &Path) -> Option<PathBuf> {
     let own = std::env::current_exe().unwrap_or_default();
-    let verbs = ["datastore", "tm"].map(|role| remotes.join(role).join("lvm/clone"));
     let leads_here = |verb: &Path| verb.canonicalize().is_ok_and(|p| p == own) || is_shim(verb, &own);
-    verbs.into_iter().find(|verb| verb.exists() && !leads_here(verb))
+    let mut verbs = VERBS.iter().map(|v| remotes.join(v.role.to_string()).join("lvm").join(v.name));
+    verbs.find(|verb| verb.exists() && !leads_here(verb))
 }
 
 fn is_shim(verb: &Path, program: &Path) -> bool {

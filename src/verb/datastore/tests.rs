@@ -85,9 +85,14 @@ impl Bed {
         let open = |_: &Path, _: i64| -> Result<Domain, SdmError> {
             Ok(Domain { engine: Box::new(engine()), ..self.domain() })
         };
+        self.opening(id, verb, image, &open)
+    }
+
+    /// One verb on whatever is opened for it.
+    fn opening(&self, id: JobId, verb: Verb, image: &str, open: &crate::verb::Open<'_>) -> Result<String> {
         let (settings, tools, jobs) = (&self.config.settings, &self.tools, &self.jobs);
         let (ready, peer) = (&|| Ok(()), None);
-        let ctx = Ctx { settings, tools, jobs, job: id, repeatable: true, open: &open, ready, peer };
+        let ctx = Ctx { settings, tools, jobs, job: id, repeatable: true, open, ready, peer };
         let job = self.jobs.start(id, Topic { verb: "test".into(), ..Topic::default() });
         verb(&ctx, &self.request(image), &job)
     }

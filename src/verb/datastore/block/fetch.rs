@@ -4,6 +4,7 @@
 
 use super::Block;
 use crate::data::{self, FetchOptions, archive, fetch};
+use crate::engine::Access;
 use crate::image::{self, Format, Probe, probe};
 use crate::lock::Mode;
 use crate::one::{self, DsRequest, Volume};
@@ -12,7 +13,7 @@ use crate::sys::Class;
 use crate::sys::fs::Dir;
 use crate::verb::datastore::{cp as plain, fetch_options};
 use crate::verb::fill::{self, disk_size};
-use crate::verb::group::{Group, Staged, name};
+use crate::verb::group::{Group, Staged, lease_two, name};
 use crate::verb::stream::{self, Incoming};
 use crate::verb::{Ctx, refuse};
 use anyhow::{Context as _, Result};
@@ -39,11 +40,8 @@ pub fn cp(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bool) -> Result<Stri
     let v = b.new_image()?;
     let lease = b.g.lease(&[(&v, Mode::Exclusive)])?;
     let digests: Vec<&str> = opts.digests.iter().map(data::Expected::hex).collect();
-    let how = [
-        if opts.decompress { "" } else { "as it is" },
-        if req.image()?.persistent { "thin" } else { "thick" },
-    ];
-    let request = b.request(&[&path, &digests.join(" "), how[0], how[1]]);
+    let unpacked = if opts.decompress { "" } else { "as it is" };
+    let request = b.request(&[&path, &digests.join(" "), unpacked, b.kind()?]);
     if let Some(answer) = b.made(&v, &request)? {
         stream.map_or(Ok(()), Incoming::decline)?;
         return Ok(answer);
@@ -78,20 +76,18 @@ pub fn clone(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bool) -> Result<S
             format!("{source} cannot be cloned from another host, or into itself; nothing was changed");
         return Err(refuse(Class::Unsupported, text));
     }
-    let request = b.request(&[&source.source(), if req.image()?.persistent { "thin" } else { "thick" }]);
-    // Of another group it has leases of its own.
+    let request = b.request(&[&source.source(), b.kind()?]);
     let other = if source.ds == v.ds { None } else { Some(Group::open(ctx, job, source.ds)?) };
-    let both = [(&v, Mode::Exclusive), (&source, Mode::Shared)];
-    let leases = b.g.lease(if other.is_some() { &both[..1] } else { &both })?;
-    let _source = other.as_ref().map(|g| g.lease(&both[1..])).transpose()?;
+    let from = other.as_ref().unwrap_or(&b.g);
+    let leases = lease_two([(&b.g, &v, Mode::Exclusive), (from, &source, Mode::Shared)])?;
     if let Some(answer) = b.made(&v, &request)? {
         return Ok(answer);
     }
-    let from = other.as_ref().unwrap_or(&b.g);
     let size = from.there(&source)?.size;
     let mut work = b.g.begin(&v)?;
     let to = b.stage(&mut work, &leases, &v, size)?;
-    from.reading(&name(&source)?, |path| pour(&b, &work, &fill::open(path)?, Format::Raw, &to))?;
+    let file = fill::open(&from.attach(&name(&source)?, Access::Read)?)?;
+    pour(&b, &work, &file, Format::Raw, &to).with_context(|| format!("cloning {source}"))?;
     let answer = format!("{} raw", v.source());
     b.publish(work, to, &v, (&request, &answer))?;
     Ok(answer)

@@ -12,6 +12,7 @@ pub(super) use snap::{delete as snap_delete, flatten as snap_flatten, revert as 
 use super::export::answer;
 use super::{Ctx, monitor as plain};
 use crate::data;
+use crate::engine::Access;
 use crate::image::Format;
 use crate::lock::{Mode, SlabLease};
 use crate::one::{DsRequest, Volume};
@@ -75,7 +76,7 @@ impl<'a> Block<'a> {
         v: &Volume,
         (request, answer): (&str, &str),
     ) -> Result<()> {
-        let mut steps = self.g.steps(&mut work, staged, v, true)?;
+        let mut steps = self.g.steps(&mut work, staged, v)?;
         if !self.req.image()?.persistent {
             steps.extend(work.step_bury(&pool(v)?, true)?);
         }
@@ -83,6 +84,11 @@ impl<'a> Block<'a> {
         work.commit(request, answer, steps)?;
         self.g.detach(&self.g.whole(v)?);
         Ok(())
+    }
+
+    /// Which of the two it is to be.
+    fn kind(&self) -> Result<&'static str> {
+        Ok(if self.req.image()?.persistent { "thin" } else { "thick" })
     }
 
     fn request(&self, parts: &[&str]) -> String {
@@ -116,8 +122,7 @@ pub fn mkfs(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
         refuse(Class::Usage, format!("image {v}: SIZE is missing or zero in the driver message"))
     })?;
     let lease = b.g.lease(&[(&v, Mode::Exclusive)])?;
-    let kind = if image.persistent { "thin" } else { "thick" };
-    let request = b.request(&[format, fs.unwrap_or_default(), &size.0.to_string(), kind]);
+    let request = b.request(&[format, fs.unwrap_or_default(), &size.0.to_string(), b.kind()?]);
     if let Some(answer) = b.made(&v, &request)? {
         return Ok(answer);
     }
@@ -154,8 +159,8 @@ pub fn export(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     let _lease = b.g.lease(&[(&v, Mode::Shared)])?;
     settle::acknowledge(&b.g.domain, &name(&v)?, job);
     let size = req.image()?.size.unwrap_or(b.g.there(&v)?.size);
-    let md5 = b.g.reading(&name(&v)?, |path| {
-        Ok(data::digest_of(&fill::open(path)?, data::Algo::Md5, &job.watch())?)
-    })?;
+    let file = fill::open(&b.g.attach(&name(&v)?, Access::Read)?)?;
+    let md5 = data::digest_of(&file, data::Algo::Md5, &job.watch())
+        .with_context(|| format!("reading image {v}"))?;
     Ok(answer(&v.source(), &md5, size, Format::Raw))
 }

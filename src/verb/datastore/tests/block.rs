@@ -1,7 +1,11 @@
 //! The verbs of a datastore on volumes, on the engine in memory, which has pools, too.
 
 use super::*;
+use crate::engine::lvm::tests as lvm;
+use crate::lock::LockBackend;
 use crate::verb::class_of;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 
 fn bed() -> Bed {
     let bed = Bed { more: "<TM_MAD>lvm</TM_MAD><DS_MAD>lvm</DS_MAD>", ..Bed::new() };
@@ -43,7 +47,7 @@ fn snaps(b: &Bed) {
         let at = Place::Public(name("img-one-0"));
         let path = d.engine.attach(&at, Access::Write).unwrap().path;
         let file = std::fs::File::options().write(true).open(path).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, format!("after {n}").as_bytes(), 0).unwrap();
+        file.write_all_at(format!("after {n}").as_bytes(), 0).unwrap();
     }
 }
 
@@ -95,6 +99,65 @@ fn an_image_is_thin_when_it_is_persistent_and_removed_whatever_it_is_called_then
     // Non-persistent by now, as oned has it: pool and snapshots go all the same (D25).
     b.run(rm::run, SOURCE).unwrap();
     assert!(b.tree().is_empty());
+}
+
+/// The same on LVM's own metadata, without device mapper: thick images only.
+#[test]
+fn verbs_on_real_metadata_cut_off_at_any_change_leave_the_old_or_the_new() {
+    let (group, b) = (lvm::Bed::new(120 << 20), bed());
+    let locks: Arc<dyn LockBackend> = Arc::new(MemLocks::default());
+    let engine = || lvm::engine(&group, "1", &locks);
+    let sound = || Domain::in_group(engine(), Box::new(Arc::clone(&locks))).unwrap();
+    let at = Place::Public(Name::parse("img-one-0").unwrap());
+    let content = |d: &Domain| {
+        d.engine.look(&at).unwrap()?;
+        let mut bytes = vec![0; 9];
+        let path = d.engine.attach(&at, Access::Read).unwrap().path;
+        std::fs::File::open(path).unwrap().read_exact_at(&mut bytes, 0).unwrap();
+        Some(String::from_utf8(bytes).unwrap())
+    };
+    let policy =
+        gc::Policy { trash_keep: Duration::ZERO, done_max: 9, done_age: Duration::from_secs(9), short: true };
+    let new = Some("content a".to_owned());
+    let cp = "<ID>0</ID><PATH>DIR/a</PATH>";
+    let scenes = [(cp::run as Verb, cp, None, new.clone()), (rm::run, SOURCE, new, None)];
+    for (verb, message, old, new) in scenes {
+        for n in 0.. {
+            let open = |_: &Path, _: i64| -> Result<Domain, SdmError> {
+                Ok(Domain { engine: Box::new(Faulty::new(engine(), n, true)), ..sound() })
+            };
+            let done = b.opening(JobId::generate(), verb, message, &open);
+            let (d, job) = (sound(), b.jobs.start(JobId::generate(), Topic::default()));
+            assert!(gc::collect(&d, &job, &policy).unwrap().errors.is_empty(), "{n}");
+            assert_eq!(check(&d).unwrap(), [], "{n}");
+            let now = content(&d);
+            assert!(now == new || (now == old && done.is_err()), "{n}: {now:?} after {done:?}");
+            if done.is_ok() {
+                assert!(n > 1, "only {n} changes");
+                break;
+            }
+            if now == new {
+                // Back to where it was.
+                let (back, message) =
+                    if now.is_some() { (rm::run as Verb, SOURCE) } else { (cp::run as Verb, cp) };
+                let open = |_: &Path, _: i64| Ok(sound());
+                b.opening(JobId::generate(), back, message, &open).unwrap();
+            }
+        }
+    }
+    assert_eq!(group.lvm(&["lvs", "--noheadings", "-o", "lv_name", &group.to_string()]), "sdm-meta");
+}
+
+/// A tombstone in a pool would take space that nobody counts.
+#[test]
+fn what_is_displaced_in_a_pool_is_not_kept_there() {
+    let b = bed();
+    thin(&b);
+    b.run(cp::run, &format!("<ID>0</ID><PATH>DIR/b</PATH>{THIN}")).unwrap();
+    assert_eq!(view(&b)["img-one-0"], "content b");
+    assert!(b.domain().engine.dead().unwrap().is_empty(), "gone from its pool");
+    b.run(cp::run, "<ID>0</ID><PATH>DIR/a</PATH>").unwrap();
+    assert_eq!(b.domain().engine.dead().unwrap().len(), 2, "kept with its pool");
 }
 
 #[test]

@@ -163,6 +163,30 @@ fn a_disk_is_a_volume_in_the_vm_s_pool_and_its_link_leads_to_the_device() {
     b.sound();
 }
 
+/// Contract 8, R2 and the pool of a VM that several of its disks want to make.
+#[test]
+fn many_disks_of_one_image_are_made_at_once() {
+    let b = Bed::in_memory();
+    images(&b);
+    let wanted: Vec<(u32, u32)> = (0..4).flat_map(|vm| (0..3).map(move |disk| (vm, disk))).collect();
+    std::thread::scope(|s| {
+        for (vm, disk) in &wanted {
+            let what = What::Clone { image: "vg-one-100/img-one-4".into(), size_mib: None };
+            let (b, path) = (&b, b.text(&format!("101/{vm}/disk.{disk}")));
+            let volume = format!("vg-one-100/vm-one-{vm}-{disk}");
+            s.spawn(move || b.ok(&Op::OnVolume(OnVolume { disk: path, volume, what })));
+        }
+    });
+    let v = b.view();
+    for (vm, disk) in wanted {
+        assert_eq!(v[&format!("100/vm-one-{vm}-{disk}")], "1024 AB");
+        assert_eq!(v[&format!("101/{vm}/disk.{disk}")], format!("-> /dev/vg-one-100/vm-one-{vm}-{disk}"));
+        let pool = Place::Public(Name::parse(&format!("vm-one-{vm}-pool")).unwrap());
+        assert!(b.domain(100).engine.look(&pool).unwrap().unwrap().size.0 >= 3 << 20);
+    }
+    b.sound();
+}
+
 #[test]
 fn a_persistent_disk_is_the_image_and_outlives_its_vm() {
     let b = Bed::in_memory();

@@ -2,16 +2,15 @@
 
 use super::Disk;
 use crate::data;
-use crate::engine::Name;
+use crate::engine::{Access, Name};
 use crate::lock::Mode;
 use crate::one::Volume;
 use crate::sdm::Work;
 use crate::sys::{Bytes, Class};
 use crate::verb::blank::Blank;
-use crate::verb::group::{Group, Staged, name};
+use crate::verb::group::{Group, Staged, lease_two, name};
 use crate::verb::{fill, refuse};
 use anyhow::{Context as _, Result};
-use std::path::Path;
 
 fn mib(n: u64) -> Result<Bytes> {
     Bytes::mib(n).ok_or_else(|| refuse(Class::Usage, format!("a disk of {n} MiB is not possible")))
@@ -28,7 +27,7 @@ pub(super) fn clone(d: &Disk<'_>, image: &str, size_mib: Option<u64>) -> Result<
     let size = d.g.there(&image)?.size.max(mib(size_mib.unwrap_or(0))?);
     let mut work = d.g.begin(&d.v)?;
     let staged = d.g.thin(&mut work, &volumes, &d.v, size)?;
-    d.g.reading(&name(&image)?, |path| pour(d, path, &staged))?;
+    pour(d, &name(&image)?, &staged)?;
     publish(d, work, staged)
 }
 
@@ -57,15 +56,16 @@ pub(super) fn blank(d: &Disk<'_>, size_mib: u64, format: &str, fs: Option<&str>)
 /// The volume has its name, and then the link leads to it. A disk that was there before is not kept: nobody
 /// would see that it takes space in the pool.
 fn publish(d: &Disk<'_>, mut work: Work<'_>, staged: Staged) -> Result<()> {
-    let steps = d.g.steps(&mut work, staged, &d.v, false)?;
+    let steps = d.g.steps(&mut work, staged, &d.v)?;
     d.tm.ready()?;
     work.commit(&d.tm.request, "", steps)?;
     d.show()
 }
 
-fn pour(d: &Disk<'_>, from: &Path, staged: &Staged) -> Result<()> {
+fn pour(d: &Disk<'_>, from: &Name, staged: &Staged) -> Result<()> {
+    let source = fill::open(&d.g.attach(from, Access::Read)?)?;
     let target = staged.slab.file.as_ref().context("a staged volume has no device")?;
-    let copied = data::pour(&fill::open(from)?, target, &d.tm.job.watch())?;
+    let copied = data::pour(&source, target, &d.tm.job.watch()).with_context(|| format!("reading {from}"))?;
     d.tm.job.method(copied.method.as_str());
     Ok(())
 }
@@ -79,16 +79,7 @@ pub(super) fn save(d: &Disk<'_>, snapshot: Option<i64>, target: &str) -> Result<
     if d.tm.recorded(&g.domain)? {
         return Ok(());
     }
-    // Of two groups the one with the smaller number first.
-    let (to, from) = ([(&target, Mode::Exclusive)], [(&d.v, Mode::Shared)]);
-    let _volumes = match &other {
-        None => vec![d.g.lease(&[to[0], from[0]])?],
-        Some(g) if target.ds < d.v.ds => vec![g.lease(&to)?, d.g.lease(&from)?],
-        Some(g) => {
-            let first = d.g.lease(&from)?;
-            vec![first, g.lease(&to)?]
-        }
-    };
+    let _volumes = lease_two([(g, &target, Mode::Exclusive), (&d.g, &d.v, Mode::Shared)])?;
     let source = match snapshot {
         None => name(&d.v)?,
         Some(n) => Name::parse(&d.v.snapshot(n))?,
@@ -100,8 +91,8 @@ pub(super) fn save(d: &Disk<'_>, snapshot: Option<i64>, target: &str) -> Result<
     }
     let mut work = g.begin(&target)?;
     let staged = Group::thick(&mut work, size)?;
-    d.g.reading(&source, |path| pour(d, path, &staged))?;
-    let steps = g.steps(&mut work, staged, &target, true)?;
+    pour(d, &source, &staged)?;
+    let steps = g.steps(&mut work, staged, &target)?;
     d.tm.ready()?;
     work.commit(&d.tm.request, "", steps)?;
     g.detach(&[name(&target)?]);
