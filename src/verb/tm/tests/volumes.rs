@@ -217,6 +217,8 @@ fn what_is_another_disk_s_or_cannot_be_is_refused() {
     // The link leads to the VM's own volume, not to the image.
     let text = refused(&image(&b, What::Store), Class::Integrity);
     assert!(text.contains("nothing was changed"), "{text}");
+    b.publish(101, "7/disk.3", &content("X"));
+    refused(&on(&b, 3, "img-one-5", What::Store), Class::Integrity);
     refused(&own(&b, What::SnapRevert { snapshot: 7 }), Class::NotFound);
     refused(&on(&b, 0, "img-one-4", What::Resize { size_mib: 9 }), Class::Unsupported);
     refused(&on(&b, 0, "img-one-4", What::SnapCreate { snapshot: 0 }), Class::Unsupported);

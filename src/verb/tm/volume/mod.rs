@@ -115,12 +115,15 @@ impl Disk<'_> {
         self.tm.commit(&self.at, work, steps)
     }
 
-    /// Takes the link away; one to anything else is not ours to take.
+    /// Takes the link away; one to anything else is not ours to take, nor is a file where a link to an image should
+    /// be: what is in it is nowhere else.
     fn hide(&self) -> Result<()> {
         if self.at.look(self.at.name())?.is_none() {
             return Ok(());
         }
-        if self.at.link()?.is_some_and(|to| to != self.target()) {
+        let to = self.at.link()?;
+        let is_ours = to.as_ref().map_or(self.v.vm_and_disk().is_some(), |to| *to == self.target());
+        if !is_ours {
             let text = format!("{} does not lead to {}; nothing was changed", self.at.spot.text(), self.v);
             return Err(refuse(Class::Integrity, text));
         }
