@@ -146,6 +146,8 @@ fn direct<'a>(
     if !front.settings.data.direct || from.is_here || to.is_here {
         return Ok(Way::Not);
     }
+    proof::ensure(front, from, &Op::Send(Send { what: what.clone() }))?;
+    proof::ensure(front, to, receive)?;
     let asked_to = to.prepare(front, receive)?;
     let pass = Op::Pass(Pass {
         what: what.clone(),
