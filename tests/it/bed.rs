@@ -60,8 +60,10 @@ impl Bed {
         let paths = ["var", "etc", "run", "state", "log"]
             .map(|k| format!("{k} = \"{}\"\n", place(k).display()))
             .concat();
-        std::fs::write(root.join("onesdm.toml"), format!("[paths]\n{paths}")).unwrap();
-        let bed = Bed { stores: stores.canonicalize().unwrap(), root, _tmp: tmp };
+        let stores = stores.canonicalize().unwrap();
+        let text = format!("[paths]\n{paths}datastores = \"{}\"\n", stores.display());
+        std::fs::write(root.join("onesdm.toml"), text).unwrap();
+        let bed = Bed { stores, root, _tmp: tmp };
         for driver in ["fs", "sdm"] {
             std::fs::create_dir_all(bed.remotes().join("datastore").join(driver)).unwrap();
             for verb in VERBS.iter().chain(&LATER) {
