@@ -2,6 +2,7 @@
 
 use crate::bed::{self, Bed, Running, names};
 use crate::doc::Doc;
+use crate::pause::{self, Paused};
 use crate::{guest, scenes};
 use onesdm::engine::file::FileEngine;
 use onesdm::engine::{Engine as _, Name, Place, conformance};
@@ -180,10 +181,15 @@ fn caught(a: &Bed, doc: &Doc) -> Running {
 fn a_verb_whose_locks_are_gone_publishes_nothing() {
     let [a, b] = beds("forgotten");
     let (source, doc) = large(&a);
-    let running = caught(&a, &doc);
+    a.onesdm(&["domain", "init", a.store_path(100).to_str().unwrap()]).run().ok();
+    // Before the record that decides: the leases are there, and are looked at after it.
+    let (steps, done) = pause::steps(&a, a.ds("cp", 1, &doc.xml()));
+    done.ok();
+    let n = pause::step(&steps, |s| s.starts_with("Rename") && s.contains("commit.json"));
+    std::fs::rename(seen_by_b(&done.ok()), "/b/forgotten/aside").unwrap();
+    let paused = Paused::before(n, a.ds("cp", 1, &doc.xml())).unwrap();
     forget();
-    running.signal(Signal::CONT);
-    let said = running.wait().fails(8);
+    let said = paused.wakes().fails(8);
     assert!(said.contains("server"), "{said}");
     assert_eq!(names(&b.store_path(100)), [".sdm"]);
     let answer = a.ds("cp", 1, &doc.xml()).run().ok();
