@@ -61,7 +61,7 @@ impl Bed {
             .map(|k| format!("{k} = \"{}\"\n", place(k).display()))
             .concat();
         let stores = stores.canonicalize().unwrap();
-        let text = format!("[paths]\n{paths}datastores = \"{}\"\n", stores.display());
+        let text = format!("[paths]\n{paths}datastores = {:?}\n", stores.to_str().unwrap());
         std::fs::write(root.join("onesdm.toml"), text).unwrap();
         let bed = Bed { stores, root, _tmp: tmp };
         for driver in ["fs", "sdm"] {
