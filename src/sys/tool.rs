@@ -59,8 +59,8 @@ tools! {
     MkfsXfs => ["mkfs.xfs"],
     MkfsBtrfs => ["mkfs.btrfs"],
     MkSwap => ["mkswap"],
-    // All three understand the options of mkisofs.
-    MkIso => ["xorrisofs", "genisoimage", "mkisofs"],
+    // All three understand the options of mkisofs. xorrisofs sleeps a tenth of a second when it is done.
+    MkIso => ["genisoimage", "xorrisofs", "mkisofs"],
     Ssh => ["ssh"],
     Virsh => ["virsh"],
     MountNfs => ["mount.nfs"], Umount => ["umount"],

@@ -121,9 +121,9 @@ fn what_goes_in_comes_out() {
     assert!(found.iter().any(|(n, c)| n.starts_with("naïve \"日本\" it's") && c == "2"), "{found:?}");
     assert_eq!(secrets(&bed), [""; 0]);
     // Made again by another tool, with less in it. The first is not kept: it has secrets.
-    let genisoimage = config(&bed, "/usr/bin/genisoimage");
+    let xorrisofs = config(&bed, "/usr/bin/xorrisofs");
     let less = [format!("{first}:{long}"), format!("{first}:日本")];
-    call(&bed, &less.each_ref().map(String::as_str)).env("ONESDM_CONFIG", genisoimage).run().ok();
+    call(&bed, &less.each_ref().map(String::as_str)).env("ONESDM_CONFIG", xorrisofs).run().ok();
     let mut want =
         [("context.sh", &*context), (&*long, "1"), ("日本", "1")].map(|(n, c)| (n.to_owned(), c.to_owned()));
     want.sort();
@@ -166,7 +166,8 @@ fn what_cannot_go_in_is_refused_and_nothing_stays() {
         assert_eq!(secrets(&bed), [""; 0], "{files:?}");
     }
     // The tool fails, or says nothing and does nothing.
-    for (program, says) in [("/usr/bin/false", "xorrisofs ended with status 1"), ("/usr/bin/true", "no ISO")]
+    for (program, says) in
+        [("/usr/bin/false", "genisoimage ended with status 1"), ("/usr/bin/true", "no ISO")]
     {
         let call = call(&bed, &[]).env("ONESDM_CONFIG", config(&bed, program));
         let line = call.run().failure(None).unwrap();
@@ -176,10 +177,10 @@ fn what_cannot_go_in_is_refused_and_nothing_stays() {
     }
 }
 
-fn config(bed: &Bed, xorrisofs: &str) -> PathBuf {
+fn config(bed: &Bed, tool: &str) -> PathBuf {
     let text = std::fs::read_to_string(bed.root().join("onesdm.toml")).unwrap();
     let path = bed.root().join("other.toml");
-    std::fs::write(&path, format!("{text}[tools]\nxorrisofs = \"{xorrisofs}\"\n")).unwrap();
+    std::fs::write(&path, format!("{text}[tools]\ngenisoimage = \"{tool}\"\n")).unwrap();
     path
 }
 

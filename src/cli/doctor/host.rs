@@ -109,7 +109,7 @@ fn need(tool: Tool, supported: &[String]) -> Option<(String, &'static str, bool)
         "qemu-img" => {
             return Some(("qcow2 images, conversions and snapshots".to_owned(), "qemu-utils", true));
         }
-        "xorrisofs" => return Some(("context ISOs of VMs".to_owned(), "xorriso", false)),
+        "genisoimage" => return Some(("context ISOs of VMs".to_owned(), "genisoimage (or xorriso)", false)),
         "mkswap" => return Some(("swap images".to_owned(), "util-linux", false)),
         // Where machines run it is there; a front-end needs none.
         "virsh" => return None,
