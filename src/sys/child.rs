@@ -1,5 +1,4 @@
-//! A child that we talk to through pipes for as long as it lives. It dies with this value, and with the
-//! thread that started it.
+//! A child that we talk to through pipes for as long as it lives. It dies with this value, and with us.
 
 use super::effect::{Effect, step};
 use super::tool::{Run, Running, STDERR_TAIL, Tool, ToolError, Tools, clean, nap};
@@ -8,7 +7,6 @@ use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 /// A running program; its pipes never block.
@@ -27,7 +25,7 @@ impl Tools {
         let path = self.path(tool)?;
         let io = |what| move |source| ToolError::Io { tool, what, source };
         tracing::debug!(%tool, ?args, "tool starts");
-        let start = || Running::start(path, args, opts, Stdio::piped());
+        let start = || Running::lasting(path, args, opts);
         let mut running = step(Effect::Child, opts.writes, start).map_err(io("starting it"))?;
         let stdin = running.child.stdin.take().map(OwnedFd::from);
         let stdout = running.child.stdout.take().map(OwnedFd::from);
@@ -117,6 +115,18 @@ mod tests {
         let args: Vec<_> = args.iter().map(OsStr::new).collect();
         let cancel = Cancel::default();
         tools.start(Tool::MkSwap, &args, &Run { env, ..Run::new(Duration::ZERO, &cancel) }).unwrap()
+    }
+
+    #[test]
+    fn a_child_outlives_the_thread_that_asked_for_it() {
+        let asked = std::thread::spawn(|| start("/usr/bin/cat", &[], &[]));
+        let mut cat = asked.join().unwrap();
+        // The signal of a thread's death comes within its exit.
+        nap(&mut [], Duration::from_millis(50));
+        assert_eq!(cat.write(b"still here").unwrap(), 10);
+        cat.close_stdin();
+        assert_eq!(read_all(&mut cat), b"still here");
+        assert_eq!(cat.end(Duration::from_secs(9)), (Some(0), String::new()));
     }
 
     fn read_all(child: &mut Child) -> Vec<u8> {

@@ -270,7 +270,14 @@ pub(super) struct Running {
 
 impl Running {
     pub(super) fn start(path: &Path, args: &[&OsStr], opts: &Run<'_>, stdin: Stdio) -> io::Result<Running> {
-        Ok(Running { child: spawn(path, args, opts, stdin)?, given_up: false })
+        let mut cmd = command(path, args, opts, stdin);
+        Ok(Running { child: super::fork::spawn_child(&mut cmd)?, given_up: false })
+    }
+
+    /// The same for one that may be handed on to another thread.
+    pub(super) fn lasting(path: &Path, args: &[&OsStr], opts: &Run<'_>) -> io::Result<Running> {
+        let cmd = command(path, args, opts, Stdio::piped());
+        Ok(Running { child: super::fork::spawn_lasting(cmd)?, given_up: false })
     }
 
     /// Kills and reaps; `false` when the kernel does not let it go.
@@ -386,7 +393,7 @@ fn outcome(tool: Tool, status: ExitStatus, opts: &Run<'_>, out: Output) -> Resul
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place that may")]
-fn spawn(path: &Path, args: &[&OsStr], opts: &Run<'_>, stdin: Stdio) -> io::Result<Child> {
+fn command(path: &Path, args: &[&OsStr], opts: &Run<'_>, stdin: Stdio) -> Command {
     let mut cmd = Command::new(path);
     cmd.args(args).env_clear().env("LC_ALL", "C").env("PATH", PATH).env("HOME", "/");
     cmd.envs(opts.env.iter().copied());
@@ -416,7 +423,7 @@ fn spawn(path: &Path, args: &[&OsStr], opts: &Run<'_>, stdin: Stdio) -> io::Resu
     };
     // SAFETY: between fork and exec `prepare` makes system calls only: no allocation, no lock, no panic.
     unsafe { cmd.pre_exec(prepare) };
-    super::fork::spawn_child(&mut cmd)
+    cmd
 }
 
 pub(super) fn limit(what: Resource, to: Option<u64>) -> rustix::io::Result<()> {

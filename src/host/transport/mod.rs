@@ -96,8 +96,7 @@ pub trait Channel: Send {
 
 /// A way to hosts.
 pub trait Transport {
-    /// Finds the agent there and says hello. By the system's ssh the channel lives no longer than the
-    /// thread that opened it.
+    /// Finds the agent there and says hello.
     fn open(&self, host: &str) -> Result<Box<dyn Channel + '_>, HostError>;
 }
 
@@ -157,6 +156,13 @@ impl std::fmt::Display for Route {
     }
 }
 
+/// The way to a host, with the site's settings for it.
+#[derive(Debug)]
+pub struct Chosen {
+    pub route: Route,
+    site: Option<Effective>,
+}
+
 /// All hosts, each by the way that suits it.
 pub struct Hosts<'a> {
     pub tools: &'a Tools,
@@ -185,9 +191,14 @@ impl<'a> Hosts<'a> {
 
     /// As `open` for so much data, and says by which way.
     pub fn open_by(&self, host: &str, data: Bytes) -> Result<(Route, Box<dyn Channel + 'a>), HostError> {
-        let (mut route, site) = self.choose(host, data)?;
-        tracing::debug!(host, %route, "route chosen");
+        self.open_chosen(self.choose(host, data)?)
+    }
+
+    /// By the way that was chosen, or by the next one where that one is none for us.
+    pub fn open_chosen(&self, chosen: Chosen) -> Result<(Route, Box<dyn Channel + 'a>), HostError> {
+        let Chosen { mut route, site } = chosen;
         let Some(site) = site else { return Ok((route, Box::new(Local::new(self.handler)))) };
+        tracing::debug!(host = site.host, %route, "route chosen");
         if route == Route::Ssh2 {
             match ssh2::connect(&site, &self.settings, self.cancel) {
                 Ok(c) => {
@@ -204,21 +215,23 @@ impl<'a> Hosts<'a> {
         Ok((route, Box::new(client)))
     }
 
-    fn choose(&self, host: &str, data: Bytes) -> Result<(Route, Option<Effective>), HostError> {
+    /// Nothing connects yet.
+    pub fn choose(&self, host: &str, data: Bytes) -> Result<Chosen, HostError> {
         if let Some(why) = is_us_by_name(host) {
-            return Ok((Route::Local { why }, None));
+            return Ok(Chosen { route: Route::Local { why }, site: None });
         }
         let site = Effective::of(host, self.tools, self.settings.auth_sock.as_deref(), self.cancel)?;
         let direct = site.proxy.is_none() && site.port == 22;
         if direct && leads_here(&site.hostname) == Some(true) {
-            return Ok((Route::Local { why: "the address is this machine's" }, None));
+            let route = Route::Local { why: "the address is this machine's" };
+            return Ok(Chosen { route, site: None });
         }
         let route = match site.need(self.forward_agent) {
             Need::Nothing if data >= MUCH => Route::System { why: format!("{data} may go") },
             Need::Nothing => Route::Ssh2,
             Need::System(why) => Route::System { why },
         };
-        Ok((route, Some(site)))
+        Ok(Chosen { route, site: Some(site) })
     }
 }
 

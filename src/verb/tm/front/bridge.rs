@@ -172,7 +172,7 @@ impl Bridge<'_> {
         let data = self.req.image.as_ref().and_then(|i| i.size).unwrap_or(Bytes(0));
         let mut to = self.first(to, |h| reach(self.front, self.at(h), data))?;
         let giver = |h| At { host: Option::as_ref(h), dir, local: false };
-        let mut from = self.first(from, |h| reach_giver(self.front, giver(h), &to))?;
+        let mut from = self.first(from, |h| reach_giver(self.front, giver(h), data, to.is_here))?;
         if from.is_machine(&to) == Some(true) {
             // It has both.
             let host = to.host();

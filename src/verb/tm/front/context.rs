@@ -35,13 +35,12 @@ pub(super) fn run(front: &Front<'_>, c: &Context) -> Result<()> {
     let at = At { host: c.iso.host.as_ref(), dir: &c.iso.dir, local };
     let maker =
         Maker { settings: front.settings, state: front.state, tools: front.hosts.tools, job: front.job };
-    // The tool spends its time sleeping, a connection spends it waiting for the host.
+    // One works while the other waits for the host.
     let (made, line) = std::thread::scope(|s| {
         let making = s.spawn(|| {
             let iso = maker.make(&c.files)?;
             measure(&iso).map(|(size, sha256)| (iso, size, sha256))
         });
-        // Here, because what the system's ssh carries ends with the thread that began it.
         let line = reach(front, at, Bytes(0));
         (making.join().unwrap_or_else(|e| std::panic::resume_unwind(e)), line)
     });

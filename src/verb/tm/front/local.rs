@@ -2,7 +2,7 @@
 //! which is the front-end. Disks are copies; a persistent one goes back into its image. Contract 3.3, 3.4.
 
 use super::super::op::{self, Delete, DiskFormat, Into, Marker, Op, What};
-use super::pair::{Line, is_shared, reach, reach_giver, transfer};
+use super::pair::{Line, is_shared, reach_both, transfer};
 use super::shared::{self, Of, text};
 use super::{At, Front, migrate};
 use crate::one::{Cpds, Disk, FromImage, HostPath, Leaf, Migrate, Mv, Mvds, TmCall, Vm, VmDir, VmPath, lcm};
@@ -68,8 +68,7 @@ pub(super) fn of_image(image: &HostPath) -> Result<VmDir> {
 
 impl Own<'_> {
     fn transfer(&self, (from, what): (At<'_>, What), (to, into): (At<'_>, Into), data: Bytes) -> Result<()> {
-        let mut to = reach(self.front, to, data)?;
-        let mut from = reach_giver(self.front, from, &to)?;
+        let (mut from, mut to) = reach_both(self.front, (from, to), data)?;
         transfer(self.front, (&mut from, what), (&mut to, receive(into))).map(drop)
     }
 
@@ -134,8 +133,7 @@ impl Own<'_> {
             return Ok(());
         }
         let (from, to) = (text(&c.from.path()), text(&c.to.path()));
-        let mut b = reach(self.front, on_host(&c.to), weight(&vm.disks))?;
-        let mut a = reach_giver(self.front, on_host(&c.from), &b)?;
+        let (mut a, mut b) = reach_both(self.front, (on_host(&c.from), on_host(&c.to)), weight(&vm.disks))?;
         match a.is_machine(&b) {
             Some(true) => {
                 drop(a);

@@ -30,19 +30,50 @@ pub(super) struct Line<'a> {
 
 /// `data`: what is likely to go, as far as that is known.
 pub(super) fn reach<'a>(front: &'a Front<'_>, at: At<'a>, data: Bytes) -> Result<Line<'a>> {
-    reach_with(front, at, data, false)
+    Ok(line(at, data, front.hosts.open_by(name(&at), data)?))
 }
 
-/// The host that gives to another: there our keys count, if they are needed to go on from there.
-pub(super) fn reach_giver<'a>(front: &'a Front<'_>, at: At<'a>, to: &Line<'_>) -> Result<Line<'a>> {
-    reach_with(front, at, to.data, front.settings.data.direct && !to.is_here)
+/// Both at once: one gives to the other. There our keys count, if they are needed to go on from there.
+pub(super) fn reach_both<'a>(
+    front: &'a Front<'_>,
+    (from, to): (At<'a>, At<'a>),
+    data: Bytes,
+) -> Result<(Line<'a>, Line<'a>)> {
+    let hosts = front.hosts;
+    let taker = hosts.choose(name(&to), data)?;
+    let is_here = matches!(taker.route, Route::Local { .. });
+    let (gives, takes) = std::thread::scope(|s| {
+        let takes = s.spawn(|| hosts.open_chosen(taker));
+        let gives = reach_giver(front, from, data, is_here);
+        (gives, takes.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
+    });
+    // Where both cannot be had the one that takes is named: nothing goes without it.
+    let takes = line(to, data, takes?);
+    Ok((gives?, takes))
 }
 
-fn reach_with<'a>(front: &'a Front<'_>, at: At<'a>, data: Bytes, with_keys: bool) -> Result<Line<'a>> {
-    let (host, hosts) = (at.host.map_or("", HostName::as_str), front.hosts);
-    let (route, channel) =
-        if with_keys { hosts.forwarding().open_by(host, data)? } else { hosts.open_by(host, data)? };
-    Ok(Line { at, host, is_here: matches!(route, Route::Local { .. }), data, channel })
+/// The host that gives to another, which is another machine unless `to_here`.
+pub(super) fn reach_giver<'a>(
+    front: &'a Front<'_>,
+    at: At<'a>,
+    data: Bytes,
+    to_here: bool,
+) -> Result<Line<'a>> {
+    let with_keys = front.settings.data.direct && !to_here;
+    let opened = if with_keys {
+        front.hosts.forwarding().open_by(name(&at), data)
+    } else {
+        front.hosts.open_by(name(&at), data)
+    };
+    Ok(line(at, data, opened?))
+}
+
+fn name<'a>(at: &At<'a>) -> &'a str {
+    at.host.map_or("", HostName::as_str)
+}
+
+fn line<'a>(at: At<'a>, data: Bytes, (route, channel): (Route, Box<dyn Channel + 'a>)) -> Line<'a> {
+    Line { at, host: name(&at), is_here: matches!(route, Route::Local { .. }), data, channel }
 }
 
 impl Line<'_> {
