@@ -33,14 +33,28 @@ pub fn probe_command() -> Command {
         .subcommand(Command::new("probe").about("by which way, how fast, and what answers there").arg(host))
 }
 
+/// The request for what runs on a host; the answer is a list of its active jobs.
+pub const JOBS: &str = "jobs";
+
 /// What can be asked of this host. In the test build a list is a script.
-struct Asked<'a>(Server<'a>);
+pub struct Asked<'a>(Server<'a>);
+
+impl<'a> Asked<'a> {
+    pub fn new(server: Server<'a>) -> Asked<'a> {
+        Asked(server)
+    }
+}
 
 impl Handler for Asked<'_> {
     fn handle(&self, job: &str, body: Value, link: &dyn Link) -> Result<Value, (Class, String)> {
         #[cfg(feature = "failpoints")]
         if body.is_array() {
             return crate::host::scripted::Scripted.handle(job, body, link);
+        }
+        if body == JOBS {
+            let said = |e: String| (Class::Internal, format!("listing jobs: {e}"));
+            let active = self.0.jobs.active().map_err(|e| said(e.to_string()))?;
+            return serde_json::to_value(active).map_err(|e| said(e.to_string()));
         }
         self.0.handle(job, body, link)
     }

@@ -10,7 +10,7 @@ use crate::host::{self, Handler, Hosts, Program};
 use crate::lock::{JobId, sanlock};
 use crate::obs::journal;
 use crate::obs::jsonl::Log;
-use crate::one::{self, DsCall, DsDump, DsRequest, Migrate, RpcOptions, TmCall, volume};
+use crate::one::{self, Cloud, DsCall, DsDump, DsRequest, Migrate, OneError, RpcOptions, TmCall, volume};
 use crate::sdm::job::{Topic, Waits};
 use crate::sdm::work::text;
 use crate::sdm::{Domain, Groups, Job, Jobs, SdmError, gc, group, known};
@@ -75,6 +75,17 @@ impl World {
     /// The same without asking whether it may be changed.
     pub fn inspect(&self, place: &Path) -> Result<Domain, SdmError> {
         self.groups().inspect_at(place)
+    }
+
+    /// oned, or what stands in for it.
+    pub fn cloud(&self, env: &Env) -> Result<Box<dyn Cloud>, OneError> {
+        let s = &self.config.settings;
+        let options = RpcOptions {
+            deadline: s.http.connect_timeout,
+            ca_file: s.http.ca_file.clone(),
+            insecure: s.http.insecure,
+        };
+        one::cloud(env, &s.paths.var, &s.paths.datastores, options, None)
     }
 
     /// How hosts are reached.
@@ -177,12 +188,7 @@ impl World {
         run: impl FnOnce(&Front<'_>) -> Result<String>,
     ) -> Result<String> {
         let s = &self.config.settings;
-        let options = RpcOptions {
-            deadline: s.http.connect_timeout,
-            ca_file: s.http.ca_file.clone(),
-            insecure: s.http.insecure,
-        };
-        let cloud = one::cloud(env, &s.paths.var, &s.paths.datastores, options, None)?;
+        let cloud = self.cloud(env)?;
         let warn = |text: &str| render::log("WARN", &call.verb, text);
         self.job(id, topic, |job| {
             let server = self.server(Some(job));

@@ -38,8 +38,10 @@ pub fn signal(vm: &Vm<'_>, host: &str, word: &str, signal: &str) {
 }
 
 pub fn signal_on(cloud: &Cloud, host: &str, word: &str, signal: &str) {
+    // The words of what looks for it are not it.
+    let (head, last) = word.split_at(word.len() - 1);
     let script = format!(
-        "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q '{word}' && kill -{signal} ${{p#/proc/}}; done; :"
+        "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q '{head}[{last}]' && kill -{signal} ${{p#/proc/}}; done; :"
     );
     let _ = cloud.command(host, &["sh", "-c", &script]).output();
 }
@@ -221,18 +223,42 @@ fn being_asked_to_stop_goes_through_to_the_host() {
     crate::hosts::eventually("the agent stands still", Duration::from_secs(20), || {
         cloud.command("h1", &stopped).output().unwrap().status.success()
     });
+    it_is_seen_from_the_front_end(&cloud);
     signal(&vm, "fe", "remotes/tm/", "TERM");
     std::thread::sleep(Duration::from_millis(300));
     signal(&vm, "h1", "onesdm agent", "CONT");
     let out = call.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(out.status.code() == Some(130) && said.contains("stopped on request"), "{said}");
+    assert!(out.status.code() == Some(130) && said.contains("stopped on request"), "{} {said}", out.status);
     crate::hosts::eventually("the job on the host ends", Duration::from_secs(20), || {
         cloud.inside("h1", || crate::bed::names("/var/lib/one/datastores/101/.sdm/new".as_ref()).is_empty())
     });
     // The directory of the VM may stay, empty.
     assert_eq!(cloud.inside("h1", || crate::bed::names("/var/lib/one/datastores/101/7".as_ref())), [""; 0]);
     crate::tm::sound(&cloud);
+}
+
+/// `top` of the host, of all that oned has, and of one that is not there.
+fn it_is_seen_from_the_front_end(cloud: &Cloud) {
+    let pool = "<HOST_POOL><HOST><ID>0</ID><NAME>h1</NAME><STATE>2</STATE></HOST><HOST><ID>1</ID><NAME>h2</NAME>\
+                <STATE>4</STATE></HOST></HOST_POOL>";
+    cloud.write("fe", "/var/lib/one/xml/hosts.xml", pool);
+    let program = crate::bed::program();
+    let top = |words: &[&str]| {
+        let head = ["env", "ONESDM_XML_DIR=/var/lib/one/xml", program.to_str().unwrap(), "top", "--json"];
+        let out = cloud.command("fe", &[&head[..], words].concat()).output().unwrap();
+        let jobs: Vec<serde_json::Value> = serde_json::from_slice(&out.stdout).unwrap();
+        let seen: Vec<String> = jobs.iter().map(|j| format!("{} {}", j["host"], j["verb"])).collect();
+        (out.status.code(), seen, String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    let (there, here) = ("\"h1\" \"clone\"".to_owned(), "\"fe\" \"clone\"".to_owned());
+    assert_eq!(top(&["h1"]), (Some(0), vec![there.clone()], String::new()));
+    assert_eq!(top(&[]), (Some(0), vec![here], String::new()));
+    // The front-end's job and the host's are one.
+    assert_eq!((top(&["--all"]).0, top(&["--all"]).1.len()), (Some(0), 1));
+    let (status, seen, said) = top(&["h1", "h9"]);
+    assert_eq!((status, seen), (Some(6), vec![there]), "{said}");
+    assert!(said.contains("h9") && said.lines().count() == 1, "{said}");
 }
 
 /// A host where a share is not mounted is told by the front-end what should be there.

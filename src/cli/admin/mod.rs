@@ -85,7 +85,7 @@ pub fn run(env: &Env, argv: Vec<OsString>) -> Result<u8> {
     }
     match m.subcommand() {
         Some(("job", m)) => job::run(&world, m, json),
-        Some(("top", m)) => top::run(&world, m, json),
+        Some(("top", m)) => top::run(env, &world, m, json),
         Some(("metrics", m)) => metrics::run(&world, m, json),
         Some(("event", m)) => event::run(&world, m, json),
         Some(("activate", m)) => activate::run(&world, m, json),
