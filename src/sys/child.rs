@@ -9,6 +9,9 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+/// What a pipe holds, 64 KiB unless asked for more.
+const PIPE: usize = 1 << 20;
+
 /// A running program; its pipes never block.
 #[derive(Debug)]
 pub struct Child {
@@ -32,6 +35,10 @@ impl Tools {
         let stderr = running.child.stderr.take().map(OwnedFd::from);
         for fd in [&stdin, &stdout, &stderr].into_iter().flatten() {
             rustix::io::ioctl_fionbio(fd, true).map_err(|e| io("preparing its pipes")(e.into()))?;
+        }
+        for fd in [&stdin, &stdout].into_iter().flatten() {
+            // Fewer turns between two programs that stream; the account may have used up its pages.
+            let _ = rustix::pipe::fcntl_setpipe_size(fd, PIPE);
         }
         Ok(Child { running, stdin, stdout, stderr, tail: Vec::new() })
     }
