@@ -7,7 +7,7 @@ use super::{admin, render};
 use crate::config::{Config, Env, Inputs, Paths};
 use crate::connection::Connections;
 use crate::host::{self, Handler, Hosts, Program};
-use crate::lock::{JobId, sanlock};
+use crate::lock::{self, JobId, sanlock};
 use crate::obs::journal;
 use crate::obs::jsonl::Log;
 use crate::one::{self, Cloud, DsCall, DsDump, DsRequest, Migrate, OneError, RpcOptions, TmCall, volume};
@@ -46,6 +46,7 @@ impl World {
         let last = Box::new(|| render::given_up("it was asked to stop"));
         signal::on_stop(&cancel, s.cancel.grace, Class::Cancelled.status(), last)
             .context("watching for signals")?;
+        lock::wait_dead(s.lock.wait_dead);
         sanlock::on_lost(|why| render::log("ERROR", "onesdm", why));
         let log = |path: PathBuf| Log { path, max_size: s.log.max_size.0, keep: s.log.keep };
         let jobs = Jobs {

@@ -63,6 +63,8 @@ impl Paths {
 #[derive(Clone, Debug)]
 pub struct LockSettings {
     pub wait: Duration,
+    /// `None`: until a silent host must be known to be dead.
+    pub wait_dead: Option<Duration>,
 }
 
 #[derive(Clone, Debug)]
@@ -168,7 +170,7 @@ impl Settings {
                 log: v.get("paths.log")?,
                 home,
             },
-            lock: LockSettings { wait: v.get("lock.wait")? },
+            lock: LockSettings { wait: v.get("lock.wait")?, wait_dead: v.get("lock.wait_dead")? },
             sanlock: SanlockSettings {
                 host_id: v.get("sanlock.host_id")?,
                 io_timeout: v.get("sanlock.io_timeout")?,

@@ -320,6 +320,13 @@ pub fn waited() -> Duration {
     Duration::from_micros(WAITED.load(Ordering::Relaxed))
 }
 
+static WAIT_DEAD: Mutex<Option<Duration>> = Mutex::new(None);
+
+/// How long this process waits for locks of a host that is silent. `None`: until it must be known to be dead.
+pub fn wait_dead(limit: Option<Duration>) {
+    *WAIT_DEAD.lock().unwrap_or_else(PoisonError::into_inner) = limit;
+}
+
 static WAITED: AtomicU64 = AtomicU64::new(0);
 
 fn retry(
@@ -331,11 +338,14 @@ fn retry(
 ) -> Result<Box<dyn Held>, LockError> {
     let (mut pause, begin) = (2, Instant::now());
     let (mut end, waits) = (end, end > begin);
+    let dead = *WAIT_DEAD.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         match locks.try_acquire(id, mode) {
             // Whoever waits at all waits for a dead host to be known as one.
-            Err(LockError::Dying { wait, .. }) if waits && Instant::now() < end.max(begin + wait) => {
-                end = end.max(begin + wait);
+            Err(LockError::Dying { wait, .. })
+                if waits && Instant::now() < end.max(begin + dead.unwrap_or(wait)) =>
+            {
+                end = end.max(begin + dead.unwrap_or(wait));
             }
             Err(LockError::Busy(_)) if Instant::now() < end => {}
             r => return r,
@@ -380,6 +390,40 @@ mod tests {
         assert_eq!(slab_leases(&locks, &both, Duration::ZERO, &c).unwrap().len(), 2);
         let same = [("a", Mode::Shared), ("a", Mode::Exclusive)];
         assert_eq!(slab_leases(&locks, &same, Duration::ZERO, &c).unwrap().len(), 1);
+    }
+
+    /// Its holder's host is silent, and stays so.
+    #[derive(Debug)]
+    struct Silent;
+
+    impl LockBackend for Silent {
+        fn name(&self) -> &'static str {
+            "silent"
+        }
+
+        fn try_acquire(&self, id: &LeaseId, _mode: Mode) -> Result<Box<dyn Held>, LockError> {
+            Err(LockError::Dying { what: id.clone(), wait: Duration::from_millis(300) })
+        }
+
+        fn is_held(&self, _id: &LeaseId) -> Result<bool, LockError> {
+            Ok(true)
+        }
+    }
+
+    #[test]
+    fn a_silent_host_is_waited_for_longer_than_a_living_one_but_not_at_all_by_who_does_not_wait() {
+        let took = |wait: u64, dead: Option<u64>| {
+            wait_dead(dead.map(Duration::from_millis));
+            let began = Instant::now();
+            let r = domain_lock(&Silent, Duration::from_millis(wait), &Cancel::default());
+            assert!(matches!(r, Err(LockError::Dying { .. })), "{r:?}");
+            wait_dead(None);
+            began.elapsed().as_millis()
+        };
+        assert!(took(0, None) < 100);
+        assert!(took(10, None) >= 300);
+        let limited = took(10, Some(100));
+        assert!((100..300).contains(&limited), "{limited}");
     }
 
     #[test]
