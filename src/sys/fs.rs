@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// An open directory and the path it was reached by (for messages and for tools that need a name).
 #[derive(Debug)]
@@ -58,9 +58,17 @@ impl Dir {
         Ok(Dir { fd, path: path.to_owned() })
     }
 
-    /// Opens a directory below this one, through no link and on the same file system.
+    /// Opens a directory below this one, through no link and on the same file system. Each on the way is
+    /// opened by itself: then a network file system asks its server what has changed there. What it remembers
+    /// of names, and of names that were not there, may be older than a lock that we hold.
     pub fn sub(&self, rel: &Path) -> io::Result<Dir> {
-        let fd = self.beneath(rel, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())?;
+        let open = |at: &OwnedFd, name: &Path| {
+            Dir::beneath(at, name, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())
+        };
+        let mut fd = open(&self.fd, Path::new("."))?;
+        for name in rel.components().filter(|c| *c != Component::CurDir) {
+            fd = open(&fd, name.as_ref())?;
+        }
         Ok(Dir { fd, path: self.path.join(rel) })
     }
 
@@ -74,10 +82,10 @@ impl Dir {
         Ok(fs::openat(&self.fd, ".", flags, Mode::from_raw_mode(0o600)).map(File::from)?)
     }
 
-    fn beneath(&self, rel: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+    fn beneath(at: &OwnedFd, rel: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
         let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
         loop {
-            match fs::openat2(&self.fd, rel, flags | OPEN, mode, how) {
+            match fs::openat2(at, rel, flags | OPEN, mode, how) {
                 // EAGAIN: a rename raced with the walk.
                 Err(Errno::AGAIN) => {}
                 r => return Ok(r?),
@@ -89,7 +97,8 @@ impl Dir {
     /// a regular file is refused; a pipe that somebody put there does not hold us up.
     pub fn open_file(&self, rel: &Path, write: bool) -> io::Result<File> {
         let rw = if write { OFlags::RDWR } else { OFlags::RDONLY };
-        let file = File::from(self.beneath(rel, rw | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty())?);
+        let file =
+            File::from(Dir::beneath(&self.fd, rel, rw | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty())?);
         if file.metadata()?.is_file() {
             return Ok(file);
         }
@@ -99,7 +108,7 @@ impl Dir {
     /// As `open_file` for writing, past all caches, each write durable on return.
     pub fn open_direct(&self, rel: &Path) -> io::Result<File> {
         let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::DSYNC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        Ok(File::from(self.beneath(rel, flags, Mode::empty())?))
+        Ok(File::from(Dir::beneath(&self.fd, rel, flags, Mode::empty())?))
     }
 
     /// Makes a file that must not exist. `mode` is masked by the umask; `exact` sets it whatever the umask.

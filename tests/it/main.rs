@@ -61,6 +61,7 @@ mod monitoring;
 mod nfs;
 mod nfs_auto;
 mod nfs_inside;
+mod nfs_stale;
 mod noshell;
 mod oned;
 mod oned_server;

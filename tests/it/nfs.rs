@@ -1,4 +1,5 @@
-//! Datastores on NFS: a server and two clients in the micro-VM (tests/bed/nfs). The tests of `nfs_inside` and `nfs_auto` run there.
+//! Datastores on NFS: a server and two clients in the micro-VM (tests/bed/nfs). The tests of `nfs_inside`, `nfs_stale` and
+//! `nfs_auto` run there.
 
 use crate::{bed, vm};
 use std::process::Command;
@@ -6,6 +7,11 @@ use std::process::Command;
 #[test]
 fn datastores_on_nfs() {
     in_machine("nfs_inside::");
+}
+
+#[test]
+fn datastores_that_another_host_changes() {
+    in_machine("nfs_stale::");
 }
 
 #[test]

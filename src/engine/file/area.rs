@@ -43,7 +43,9 @@ fn exists_is_fine(r: io::Result<()>) -> io::Result<()> {
 
 fn read_file(dir: &Dir, rel: &str) -> Result<Option<Vec<u8>>> {
     let what = dir.path().join(rel);
-    let f = match dir.open_file(Path::new(rel), false) {
+    // Where it is may be new; see `Dir::sub`.
+    let (parent, name) = rel.rsplit_once('/').unwrap_or((".", rel));
+    let f = match dir.sub(Path::new(parent)).and_then(|d| d.open_file(Path::new(name), false)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         f => f.map_err(io_error(what.display()))?,
     };
