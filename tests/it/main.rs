@@ -15,6 +15,7 @@
 mod admin;
 mod agent;
 mod bed;
+mod blackout;
 mod bridge;
 mod bridge_stream;
 mod call;
@@ -95,3 +96,4 @@ mod tm_local_kill;
 mod tm_scenes;
 mod tmcalls;
 mod vm;
+mod writelog;

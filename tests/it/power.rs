@@ -17,7 +17,7 @@
 //! the program is told about it. What follows must hold as after any other crash, and more: an answer that
 //! was given is kept, and given again to a repeat with the same job id.
 
-use crate::bed::{Bed, Call, Done, names};
+use crate::bed::{Call, Done, names};
 use crate::kill::{full, ready, swept};
 use crate::pause;
 use crate::scenes::{self, Scene, Stage};
@@ -289,7 +289,7 @@ impl Run {
     }
 }
 
-const JOB: &str = "0193e3a5-0000-7000-8000-0000000000aa";
+pub const JOB: &str = "0193e3a5-0000-7000-8000-0000000000aa";
 
 fn slot(word: &str) -> ((Ino, String), Ino, Ino) {
     let mut parts = word.splitn(4, '/');
@@ -298,19 +298,26 @@ fn slot(word: &str) -> ((Ino, String), Ino, Ino) {
     ((parent, parts.next().unwrap_or_default().to_owned()), old, new)
 }
 
-/// All that must hold after a power loss.
-fn recovered(
+fn watched<'a>(call: Call<'a>, snap: Option<&Path>) -> Call<'a> {
+    match snap {
+        Some(snap) => call.env("ONESDM_TEST_SNAP", snap),
+        None => call,
+    }
+}
+
+/// All that must hold after a power loss: the call was answered before it, and is made again under the same id.
+pub fn recovered(
     scene: &Scene,
     stage: &Stage<'_>,
-    bed: &Bed,
-    snap: &Path,
+    snap: Option<&Path>,
     acked: bool,
     same: bool,
 ) -> Result<(), String> {
+    let bed = stage.bed;
     let stores = stage.stores();
     let person = |word: &str| {
         let words: Vec<&str> = [word].into_iter().chain(stores.iter().map(|s| s.to_str().unwrap())).collect();
-        let done = bed.onesdm(&words).env("ONESDM_TEST_SNAP", snap).run();
+        let done = watched(bed.onesdm(&words), snap).run();
         done.answer().map(drop).map_err(|e| format!("{word}: {e}{}", done.out()))
     };
     stage.oracle.between(&stage.before, &stage.after).map_err(|e| format!("right after: {e}"))?;
@@ -325,7 +332,7 @@ fn recovered(
     } else {
         stage.settled().map_err(|e| format!("after gc: {e}"))?;
     }
-    let mut again = scene.call(stage).env("ONESDM_TEST_SNAP", snap);
+    let mut again = watched(scene.call(stage), snap);
     if same {
         again = again.env("ONESDM_JOB_ID", JOB);
     }
@@ -404,7 +411,7 @@ pub fn lose(
             let effect = if len == 0 { "start" } else { &run.steps[len - 1].0 };
             *points.entry(effect.to_owned()).or_default() += 1;
             let same = acked || seen.len() % 2 == 0;
-            if let Err(e) = recovered(scene, &stage, &bed, &snap, acked, same) {
+            if let Err(e) = recovered(scene, &stage, Some(&snap), acked, same) {
                 let step = format!("{}: power lost after step {len} ({effect}), state {variant}", scene.name);
                 wrong.push(format!("{step} of seed {from}: {e}\n{}", run.told(len)));
                 if bug.is_some() {
