@@ -120,6 +120,7 @@ impl World {
         let Some(Run::Datastore(run)) = def.run else {
             return Err(refuse(Class::Unsupported, "not supported yet"));
         };
+        self.tend(def.name);
         let s = &self.config.settings;
         let doc = &req.datastore;
         let share = verb::share(doc)?;
@@ -156,6 +157,13 @@ impl World {
             }
             outcome
         })
+    }
+
+    /// Puts right what verbs left standing on this host that died with their guards.
+    pub fn tend(&self, verb: &str) {
+        for found in verb::tend(&self.jobs) {
+            render::log("WARN", verb, &found.text);
+        }
     }
 
     /// Runs something as a job, with the deadline of verbs.

@@ -11,7 +11,9 @@ mod stage;
 mod stream;
 pub mod tm;
 
-pub use tm::live::guard::{COMMAND as GUARD, Charge, charge, serve as guard};
+pub use tm::live::guard::COMMAND as GUARD;
+pub use tm::live::note::{Found, tend};
+pub use tm::live::watch::{charge, recover, serve as guard};
 pub use tm::op::Follow as Watched;
 
 use crate::config::Settings;

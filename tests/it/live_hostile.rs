@@ -8,13 +8,13 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-struct Peer {
-    h: Hypervisor,
-    dir: PathBuf,
+pub struct Peer {
+    pub h: Hypervisor,
+    pub dir: PathBuf,
 }
 
 impl Peer {
-    fn new() -> Peer {
+    pub fn new() -> Peer {
         let h = Hypervisor::up();
         let dir = h.one.root().join("peer");
         std::fs::create_dir(&dir).unwrap();
@@ -31,23 +31,23 @@ impl Peer {
         Peer { h, dir }
     }
 
-    fn rules(&self, rules: &[(&str, &str, &str)]) {
+    pub fn rules(&self, rules: &[(&str, &str, &str)]) {
         let text: String = rules.iter().map(|(w, a, t)| format!("{w}\t{a}\t{t}\n")).collect();
         std::fs::write(self.dir.join("rules"), text).unwrap();
         let _ = std::fs::remove_file(self.dir.join("calls"));
     }
 
-    fn calls(&self) -> String {
+    pub fn calls(&self) -> String {
         std::fs::read_to_string(self.dir.join("calls")).unwrap_or_default()
     }
 
-    fn create(&self, n: i64, timeout: u64) -> crate::call::Call<'_> {
+    pub fn create(&self, n: i64, timeout: u64) -> crate::call::Call<'_> {
         let mut op = self.h.snap("snap_create_live", n);
         op["machine"]["timeout"] = timeout.into();
         self.h.op(&op)
     }
 
-    fn whole(&self, saw: &str, what: &str) {
+    pub fn whole(&self, saw: &str, what: &str) {
         assert_eq!(self.h.state(), "running", "{what}");
         self.h.sees(saw);
         assert_eq!(self.h.says(&self.h.at("101/7/disk.0")), saw, "{what}");
@@ -59,8 +59,8 @@ fn answers_nobody_understands_change_nothing() {
     let p = Peer::new();
     let before = bed::names(&p.h.layers(false));
     for (word, action, text, status) in [
-        ("domstate", "say", "on fire", 6),
-        ("domstate", "fail", "authentication failed", 6),
+        ("domstats", "say", "on fire", 6),
+        ("domstats", "fail", "authentication failed", 6),
         ("dumpxml", "say", "<domain><devices>", 6),
         ("dumpxml", "say", "<domain id='1'><devices/></domain>", 8),
         (
@@ -88,7 +88,7 @@ fn answers_nobody_understands_change_nothing() {
 #[test]
 fn a_virsh_that_hangs_is_not_waited_for() {
     let p = Peer::new();
-    for (word, status) in [("domstate", 6), ("dumpxml", 7), ("suspend", 6), ("snapshot-create-as", 7)] {
+    for (word, status) in [("domstats", 6), ("dumpxml", 7), ("suspend", 6), ("snapshot-create-as", 7)] {
         p.rules(&[(word, "hang", "")]);
         let began = Instant::now();
         let said = p.create(0, 1).run().fails(status);
@@ -129,7 +129,7 @@ fn a_switch_whose_answer_was_lost_is_finished() {
     assert_eq!(p.h.snapshot(false, 0).as_deref(), Some("A"));
 }
 
-fn pids(p: &Peer, name: &str) -> Vec<Pid> {
+pub fn pids(p: &Peer, name: &str) -> Vec<Pid> {
     let root = p.h.one.root().to_str().unwrap().to_owned();
     let is = |pid: &String| {
         let env = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
@@ -143,7 +143,7 @@ fn pids(p: &Peer, name: &str) -> Vec<Pid> {
         .collect()
 }
 
-fn until(what: &str, is: impl Fn() -> bool) {
+pub fn until(what: &str, is: impl Fn() -> bool) {
     let end = Instant::now() + Duration::from_secs(30);
     while !is() {
         assert!(Instant::now() < end, "{what}");

@@ -37,14 +37,18 @@ fn steps(h: &Hypervisor, op: &Value) -> usize {
 }
 
 /// The letters the guest wrote, one MiB each, going round.
-struct Guest<'a> {
+pub struct Guest<'a> {
     h: &'a Hypervisor,
     saw: Vec<char>,
     n: usize,
 }
 
-impl Guest<'_> {
-    fn write(&mut self) {
+impl<'a> Guest<'a> {
+    pub fn new(h: &'a Hypervisor) -> Guest<'a> {
+        Guest { h, saw: vec![], n: 0 }
+    }
+
+    pub fn write(&mut self) {
         let letter = char::from(b'a' + u8::try_from(self.n % 26).unwrap());
         let at = self.n % 4;
         self.h.write(letter, at);
@@ -53,12 +57,12 @@ impl Guest<'_> {
         self.n += 1;
     }
 
-    fn saw(&self) -> String {
+    pub fn saw(&self) -> String {
         self.saw.iter().collect()
     }
 
     /// The machine itself, and who reads the disk by its link as after a power loss.
-    fn unharmed(&self, at: &str) {
+    pub fn unharmed(&self, at: &str) {
         self.h.sees(&self.saw());
         assert_eq!(self.h.says(&self.h.at("101/7/disk.0")), self.saw(), "{at}: by the link");
     }
@@ -72,7 +76,7 @@ fn created(persistent: bool) {
     let h = Hypervisor::up();
     h.deploy("qcow2", persistent);
     h.boot("qcow2");
-    let mut guest = Guest { h: &h, saw: vec![], n: 0 };
+    let mut guest = Guest::new(&h);
     guest.write();
     let points = steps(&h, &h.snap("snap_create_live", 0));
     assert!(points > 20, "{points}");
@@ -115,7 +119,7 @@ fn a_live_deletion_killed_at_its_steps() {
     let h = Hypervisor::up();
     h.deploy("qcow2", false);
     h.boot("qcow2");
-    let mut guest = Guest { h: &h, saw: vec![], n: 0 };
+    let mut guest = Guest::new(&h);
     let mut contents = std::collections::BTreeMap::new();
     for n in 0..4 {
         guest.write();
@@ -164,7 +168,7 @@ fn saving_and_snapshots_killed_at_random_moments() {
     let h = Hypervisor::up();
     h.deploy("qcow2", false);
     h.boot("qcow2");
-    let mut guest = Guest { h: &h, saw: vec![], n: 0 };
+    let mut guest = Guest::new(&h);
     guest.write();
     let save = serde_json::json!({"op": "cpds", "disk": h.disk("qcow2"), "snapshot": null,
         "target": h.text("100/saved"), "live": h.machine()});

@@ -51,6 +51,7 @@ mod install_libraries;
 mod kill;
 mod layers;
 mod live;
+mod live_dead;
 mod live_hostile;
 mod live_kill;
 mod local;

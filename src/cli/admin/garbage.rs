@@ -21,6 +21,9 @@ pub fn collect(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     let mut docs = Vec::new();
     let mut text = String::new();
     let mut failed = None;
+    if !m.get_flag("plan") && !m.get_flag("reconcile") {
+        w.tend("gc");
+    }
     for domain in &named(w, m, "domain")? {
         if let Err(e) = domain.usable() {
             failed = failed.or(Some(e.class()));

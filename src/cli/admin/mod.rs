@@ -67,7 +67,7 @@ pub fn run(env: &Env, argv: Vec<OsString>) -> Result<u8> {
         }
         Some(("generate", m)) => return super::generate::run(m),
         Some(("agent", m)) => return super::agent::run(env, m),
-        Some((verb::GUARD, _)) => return super::guard::run(env),
+        Some((verb::GUARD, m)) => return super::guard::run(env, m),
         #[cfg(feature = "failpoints")]
         Some(("op", _)) => return super::guard::perform_one(env, set, job.as_deref()),
         Some(("image", m)) => return probe(m, json),

@@ -4,7 +4,7 @@ use super::{Finding, Verdict, nearest};
 use crate::cli::world::{World, overrides as named};
 use crate::sys::tool::Run;
 use crate::sys::{Tool, Tools, ofd, user};
-use crate::verb::one_line;
+use crate::verb::{Found, one_line, tend};
 use anyhow::Result;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -71,6 +71,7 @@ pub fn look(w: &World, owners: &[Account], found: &mut Vec<Finding>) {
         found.push(place.look(what, &accounts));
     }
     found.push(records(&w.jobs.run));
+    found.extend(held(&tend(&w.jobs)));
     found.push(journal(Path::new("/run/systemd/journal/socket").exists()));
     found.push(clock(jiff::Timestamp::now().as_second()));
 }
@@ -247,6 +248,21 @@ fn records(run: &Path) -> Finding {
             format!("`onesdm job list` clears them; remove files that stay in {}", run.display()),
         ),
     }
+}
+
+/// Machines that verbs held still who died together with their guards. Looking puts them right.
+fn held(found: &[Found]) -> Vec<Finding> {
+    let what = "machines held still";
+    if found.is_empty() {
+        return vec![Finding::ok("held", what, "none is left by a verb that died")];
+    }
+    let judge = |f: &Found| {
+        if f.done {
+            return Finding::warn("held", what, &f.text, "see the kernel's log for what kills verbs here");
+        }
+        Finding::bad("held", what, &f.text, "see to libvirt, then run this again")
+    };
+    found.iter().map(judge).collect()
 }
 
 fn journal(there: bool) -> Finding {

@@ -1,6 +1,7 @@
 //! The half on the host that has the storage: a request becomes a job here, is performed, and answered. In
 //! `onesdm agent` on a host, and in the front-end itself for its own paths: one way for both.
 
+use super::live::note::tend;
 use super::op::{Op, perform};
 use super::pass;
 use crate::config::Settings;
@@ -141,6 +142,9 @@ impl Server<'_> {
         let id: JobId =
             job.parse().map_err(|_| refuse(Class::Usage, format!("job id {job:?} is no UUID")))?;
         let settings = request.settings.clone().over(self.settings, request.op.object());
+        for found in tend(self.jobs) {
+            link.log(true, &found.text);
+        }
         let ask = Ask { server: self, request: &request, settings: &settings, link };
         if let Some(job) = self.own {
             return ask.work(id, job);

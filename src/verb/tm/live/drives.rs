@@ -16,6 +16,8 @@ pub(super) struct Drive {
     pub target: String,
     /// What it writes to, then what that builds on, down to the root.
     pub files: Vec<Node>,
+    /// What it is being copied into while it is written to.
+    pub mirror: Option<PathBuf>,
 }
 
 /// A file that the machine has open.
@@ -60,6 +62,11 @@ pub(super) fn drives(xml: &str) -> Result<Option<Vec<Drive>>> {
                     (["domain", "devices", "disk"], "target") => {
                         if let (Some(d), Some(dev)) = (&mut drive, text(&e, "dev").map_err(wrong)?) {
                             d.target = dev;
+                        }
+                    }
+                    (["domain", "devices", "disk", "mirror"], "source") => {
+                        if let (Some(d), Some(path)) = (&mut drive, text(&e, "file").map_err(wrong)?) {
+                            d.mirror = Some(path.into());
                         }
                     }
                     (["domain", "devices", "disk", below @ ..], _)
@@ -130,8 +137,8 @@ mod tests {
         let node = |path: &str, index| Node { path: path.into(), index };
         let vda =
             vec![node("/d/7/disk.0.snap/2", Some(6)), node("/d/7/disk.0", Some(3)), node("/d/a&b", Some(2))];
-        let bare = |target: &str| Drive { target: target.into(), files: vec![] };
-        let first = Drive { target: "vda".into(), files: vda };
+        let bare = |target: &str| Drive { target: target.into(), ..Drive::default() };
+        let first = Drive { target: "vda".into(), files: vda, mirror: Some("/d/other".into()) };
         assert_eq!(drives(XML).unwrap().unwrap(), [first, bare("hda"), bare("vdb")]);
         assert_eq!(drives(&XML.replace(" id='3'", "")).unwrap(), None);
     }

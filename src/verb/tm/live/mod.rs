@@ -6,7 +6,8 @@
 //! did; and because it leads to the past until then, the machine stands still meanwhile: the new layer is
 //! empty and shows what the old one shows. The order is: layer published under its final name, machine held,
 //! machine switched, link moved, machine let go. A crash at any moment leaves a link that shows what the
-//! machine last saw; `guard` sees to it that no machine is left standing, or running ahead of its link.
+//! machine last saw; `guard` sees to it that no machine is left standing, or running ahead of its link, and
+//! `note` that somebody does when it died with its verb.
 //!
 //! For the same reason a file that a machine knows by a link which leads elsewhere now is never written to
 //! through libvirt, nor put on record: its snapshot is only marked as going, see `delete`.
@@ -15,8 +16,11 @@ mod create;
 mod delete;
 mod drives;
 pub mod guard;
+mod hold;
+pub mod note;
 mod save;
 mod virsh;
+pub mod watch;
 
 pub(super) use create::{create, follow};
 pub(super) use delete::delete;
@@ -106,8 +110,8 @@ impl<'a> Live<'a> {
         out
     }
 
-    fn guard<'v>(&self, virsh: &'v Virsh<'v>, what: guard::For) -> Result<guard::Guard<'v>> {
-        guard::Guard::start(virsh, self.watched(), self.settings(), what)
+    fn guard<'v>(&self, virsh: &'v Virsh<'v>, what: guard::For<'_>) -> Result<guard::Guard<'v>> {
+        guard::Guard::start(virsh, (self.tm.ctx.jobs, self.tm.job.id), self.watched(), self.settings(), what)
     }
 
     /// All disks of the machine; this one comes first.

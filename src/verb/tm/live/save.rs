@@ -122,7 +122,7 @@ fn mirrored(live: &Live<'_>, virsh: &Virsh<'_>, slab: &Slab, format: Format) -> 
     let never = Cancel::default();
     let calm = Virsh::new(tm, live.machine, &never);
     // Dropped, it ends the mirror.
-    let mut guard = live.guard(&calm, For::Mirror)?;
+    let mut guard = live.guard(&calm, For::Mirror(&slab.path))?;
     match virsh.mirror(&slab.path, format.opennebula()) {
         Ok(()) => {}
         Err(e) if is_answer(&e) && calm.job()?.is_none() => {

@@ -21,10 +21,38 @@ pub(super) struct Virsh<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     Running,
-    /// By somebody who asked for it.
     Paused,
     /// Off, or something else that has no disks to work with.
     Other,
+}
+
+/// A machine at one moment.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Look {
+    pub state: State,
+    /// Somebody asked for that state; it is no failure, and none of libvirt's own doings.
+    pub by_request: bool,
+    pub processors: u32,
+    /// How long they worked, since the machine was started.
+    pub worked: Option<Duration>,
+}
+
+impl Look {
+    /// From `NAME=value` lines, with libvirt's numbers for states and reasons.
+    fn of(said: &str) -> Option<Look> {
+        let value = |name: &str| {
+            said.lines().find_map(|l| l.trim().strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+        };
+        let state = match value("state.state")? {
+            0..=2 => State::Running,
+            3 => State::Paused,
+            _ => State::Other,
+        };
+        let processors = u32::try_from(value("vcpu.current").unwrap_or(1)).ok()?;
+        let times = (0..value("vcpu.maximum").unwrap_or(0)).filter_map(|n| value(&format!("vcpu.{n}.time")));
+        let worked = times.reduce(u64::saturating_add).map(Duration::from_nanos);
+        Some(Look { state, by_request: value("state.reason") == Some(1), processors, worked })
+    }
 }
 
 /// Refuses what `virsh` could take for an option, or for more than one word.
@@ -81,16 +109,12 @@ impl<'a> Virsh<'a> {
     }
 
     /// A machine that libvirt does not know is off.
-    pub fn state(&self) -> Result<State> {
-        let said = match self.ask("domstate", &[], self.timeout()) {
-            Err(e) if is_unknown(&e) => return Ok(State::Other),
+    pub fn look(&self) -> Result<Look> {
+        let said = match self.ask("domstats", &["--state", "--vcpu"], self.timeout()) {
+            Err(e) if is_unknown(&e) => "state.state=5".to_owned(),
             said => said.with_context(|| self.about("asking for the state of"))?,
         };
-        Ok(match said.trim() {
-            "running" | "idle" | "no state" => State::Running,
-            "paused" => State::Paused,
-            _ => State::Other,
-        })
+        Look::of(&said).with_context(|| self.about("finding no state in what libvirt says of"))
     }
 
     /// The machine's disks; `None` when it does not run here.
@@ -157,6 +181,12 @@ impl<'a> Virsh<'a> {
         self.call("blockcopy", &args, MOVING).map(drop)
     }
 
+    /// Whether the disk is being mirrored into this file.
+    pub fn mirrors_into(&self, file: &Path) -> Result<bool> {
+        let mut all = self.drives()?.into_iter().flatten();
+        Ok(all.any(|d| d.target == self.machine.target && d.mirror.as_deref() == Some(file)))
+    }
+
     /// Ends the disk's block job. A mirror that has caught up is complete then, and of this moment.
     pub fn end_job(&self) -> Result<(), ToolError> {
         self.ask("blockjob", &["--path", &self.machine.target, "--abort"], self.timeout()).map(drop)
@@ -184,6 +214,21 @@ pub(super) fn is_answer(e: &ToolError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn states_and_times_are_read() {
+        let said = "Domain: 'one-7'\n  state.state=3\n  state.reason=1\n  vcpu.current=2\n  vcpu.maximum=4\n  \
+                    vcpu.0.state=1\n  vcpu.0.time=1500000000\n  vcpu.1.state=1\n  vcpu.1.time=500000000\n";
+        let worked = Some(Duration::from_secs(2));
+        assert_eq!(
+            Look::of(said).unwrap(),
+            Look { state: State::Paused, by_request: true, processors: 2, worked }
+        );
+        let other = said.replace("reason=1", "reason=5");
+        assert!(!Look::of(&other).unwrap().by_request, "a full disk is nobody's wish");
+        assert_eq!(Look::of("state.state=5").unwrap().worked, None);
+        assert_eq!(Look::of("on fire"), None);
+    }
 
     #[test]
     fn what_could_be_an_option_is_no_name() {
