@@ -127,6 +127,7 @@ impl World {
         let open = |dir: &Path, ds: i64| {
             if let Some(group) = group::group_of(dir) {
                 let d = self.groups().open(group)?;
+                self.join(&d);
                 return known::expected(&self.paths.state, &ds.to_string(), dir, d);
             }
             let what = || dir.display().to_string();

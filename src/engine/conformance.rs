@@ -58,7 +58,7 @@ impl Case {
         let mut s = Vec::new();
         let f = std::fs::File::open(self.engine.attach(at, Access::Read)?.path)?;
         std::io::BufReader::new(f.take(4096)).read_until(0, &mut s)?;
-        self.engine.detach(at)?;
+        self.engine.detach(at, Access::Write)?;
         Ok(Some(String::from_utf8_lossy(&s).trim_end_matches('\0').to_owned()))
     }
 }
@@ -200,7 +200,7 @@ fn resize(c: &Case) -> Outcome {
     if c.engine.capabilities(&c.owner)?.zero_initialised {
         assert!(bytes.iter().all(|b| *b == 0));
     }
-    c.engine.detach(&o.place)?;
+    c.engine.detach(&o.place, Access::Write)?;
     c.engine.resize(lease, &o.place, Bytes(1))?;
     assert_eq!(c.engine.look(&o.place)?.map(|o| o.size), Some(c.engine.rounded(Bytes(1))?));
     Ok(())

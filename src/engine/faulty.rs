@@ -100,7 +100,7 @@ impl<E: Engine> Engine for Faulty<E> {
         adopt(owner: &OwnerLease, n: u32, name: &Name) -> Result<Object>;
         take_over(lock: &DomainLock, dead: (&OwnerLease, u32, Identity), owner: &OwnerLease, to: u32) -> Result<()>;
         flush(owner: &OwnerLease, n: u32) -> Result<()>;
-        detach(at: &Place) -> Result<()>;
+        detach(at: &Place, access: Access) -> Result<()>;
         resize(lease: &SlabLease, at: &Place, to: Bytes) -> Result<()>;
         end(owner: &OwnerLease) -> Result<()>;
         put_record(owner: &OwnerLease, record: Record, bytes: &[u8]) -> Result<()>;

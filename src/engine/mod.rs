@@ -348,9 +348,15 @@ pub trait Engine: Debug + Send + Sync {
     fn staged(&self, job: JobId) -> Result<Vec<Object>>;
     fn dead(&self) -> Result<Vec<Object>>;
     fn attach(&self, at: &Place, access: Access) -> Result<Attachment>;
-    /// This host needs an object's bytes no longer. What was never attached is no error.
-    fn detach(&self, _at: &Place) -> Result<()> {
+    /// This host needs an object's bytes no longer; who needed them to read only may not be the only one here.
+    /// What was never attached is no error.
+    fn detach(&self, _at: &Place, _access: Access) -> Result<()> {
         Ok(())
+    }
+
+    /// The first of these objects that another host may be writing to, and which host that is.
+    fn used_elsewhere<'a>(&self, _any: &'a [Name]) -> Result<Option<(&'a Name, String)>> {
+        Ok(None)
     }
 
     /// Public slabs that this host attached for writing and needs still, also after it was started anew.

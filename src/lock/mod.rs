@@ -215,6 +215,14 @@ impl<T: LockBackend + ?Sized> LockBackend for std::sync::Arc<T> {
     fn is_held(&self, id: &LeaseId) -> Result<bool, LockError> {
         (**self).is_held(id)
     }
+
+    fn holder(&self, id: &LeaseId) -> Option<Holder> {
+        (**self).holder(id)
+    }
+
+    fn holders(&self) -> Result<Option<Vec<Holder>>, LockError> {
+        (**self).holders()
+    }
 }
 
 /// What a backend keeps alive while the lease lasts; dropping it releases.

@@ -3,7 +3,7 @@
 use super::record::{self, FORMAT, Header};
 use super::{Result, SdmError, group};
 use crate::engine::file::FileEngine;
-use crate::engine::lvm::LvmEngine;
+use crate::engine::lvm::{self, LvmEngine};
 use crate::engine::mem::MemEngine;
 use crate::engine::{Engine, EngineError};
 use crate::lock::reach::{self, Locks};
@@ -151,7 +151,11 @@ impl Domain {
         if self.header.lock != sanlock::NAME {
             return Ok(None);
         }
-        let area = FileEngine::open(Path::new(&self.place))?.area()?;
+        let path = Path::new(&self.place);
+        if self.header.engine == LVM {
+            return Ok(Some(SanlockLocks::on_device(path.join(lvm::LEASES), self.header.id)));
+        }
+        let area = FileEngine::open(path)?.area()?;
         let area = area.ok_or_else(|| SdmError::NotADomain { place: self.place.clone() })?;
         Ok(Some(SanlockLocks::new(area, self.header.id)))
     }
@@ -186,15 +190,21 @@ impl Domain {
 
     /// The domain in a volume group, made if there is none. The engine has the same locks.
     pub fn in_group(engine: LvmEngine, locks: Box<dyn LockBackend>) -> Result<Domain> {
-        if engine.header()?.is_none() {
-            init(&engine, locks.name())?;
-        }
-        if let Some(header) = read_header(&engine, engine.group())? {
-            engine.mark(header.id)?;
-        }
+        Self::prepare_group(&engine, locks.name())?;
         let d = Self::inspect_group(engine, locks)?;
         d.usable()?;
         Ok(d)
+    }
+
+    /// Gives a volume group that has none its header, for locks of this kind. One that has another keeps it.
+    pub fn prepare_group(engine: &LvmEngine, lock: &str) -> Result<Header> {
+        if engine.header()?.is_none() {
+            init(engine, lock)?;
+        }
+        let place = group::place(engine.group());
+        let header = read_header(engine, &place)?.ok_or(SdmError::NotADomain { place })?;
+        engine.mark(header.id)?;
+        Ok(header)
     }
 
     /// The domain in a volume group, without asking whether it may be changed.
@@ -230,7 +240,7 @@ fn init(engine: &dyn Engine, lock: &str) -> Result<()> {
     engine.init(&record::encode("domain.json", &header)?).map_err(SdmError::from)
 }
 
-fn read_header(engine: &dyn Engine, place: &str) -> Result<Option<Header>> {
+pub(super) fn read_header(engine: &dyn Engine, place: &str) -> Result<Option<Header>> {
     match engine.header() {
         Ok(None) | Err(EngineError::Absent(_)) => Ok(None),
         Err(e) => Err(e.into()),

@@ -3,8 +3,9 @@
 
 use super::{Domain, Result, SdmError};
 use crate::config::Settings;
-use crate::engine::lvm::{Host, LvmEngine, Options, Unknown};
-use crate::lock::{LockBackend, OfdLocks};
+use crate::engine::lvm::{Alone, Host, LEASES, LvmEngine, Options, Peers};
+use crate::engine::{self, EngineError};
+use crate::lock::{LockBackend, OfdLocks, SanlockLocks, sanlock};
 use crate::sys::fs::Dir;
 use crate::sys::{Cancel, Tools, user};
 use std::fs::{DirBuilder, File};
@@ -70,28 +71,61 @@ impl Groups {
         Domain::inspect_group(engine, locks)
     }
 
-    /// Makes a group a domain with locks of this kind.
+    /// Makes a group a domain with locks of this kind. Nobody else may be at it: there are no locks yet.
     pub fn init(&self, group: &str, lock: &str) -> Result<Domain> {
-        let (engine, locks) = self.parts(group)?;
-        if lock != locks.name() {
-            return Err(SdmError::Group { place: place(group), what: "locks by sanlock" });
+        let (engine, _) = self.alone(group)?;
+        let header = Domain::prepare_group(&engine, lock)?;
+        if header.lock != lock {
+            let (has, wanted) = (header.lock, lock.to_owned());
+            return Err(SdmError::OtherLock { place: place(group), has, wanted });
         }
-        Domain::in_group(engine, locks)
+        if lock == sanlock::NAME {
+            // Last: it is what makes the domain one that others can use.
+            engine.make_leases(&|at| SanlockLocks::on_device(at.to_owned(), header.id).format_device())?;
+        }
+        self.open(group)
+    }
+
+    /// Before this host becomes a member: what it has of the group from before nobody counts on. No device of it
+    /// stays, or others could write there, too.
+    pub fn let_go(&self, group: &str) -> Result<()> {
+        Ok(self.alone(group)?.0.let_go()?)
+    }
+
+    /// Before this host leaves: it has nothing of the group any longer, and says so.
+    pub fn disown(&self, group: &str) -> Result<()> {
+        Ok(self.parts(group)?.0.disown()?)
     }
 
     fn own(&self) -> std::io::Result<()> {
         user::become_owner(&self.datastores)
     }
 
+    /// As the header says how it is locked.
     fn parts(&self, group: &str) -> Result<(LvmEngine, Box<dyn LockBackend>)> {
+        let (engine, locks) = self.alone(group)?;
+        let header = super::domain::read_header(&engine, &place(group))?;
+        let Some(header) = header.filter(|h| h.lock == sanlock::NAME) else { return Ok((engine, locks)) };
+        let device = match engine.leases() {
+            // Whoever takes a lease is told what is missing.
+            Err(EngineError::Absent(_)) => Path::new(&place(group)).join(LEASES),
+            device => device?,
+        };
+        let locks = Arc::new(SanlockLocks::on_device(device, header.id));
+        let engine = engine
+            .locked_by(Arc::clone(&locks) as Arc<dyn LockBackend>, Box::new(Members(Arc::clone(&locks))));
+        Ok((engine, Box::new(locks)))
+    }
+
+    /// The group under locks that only this host sees.
+    fn alone(&self, group: &str) -> Result<(LvmEngine, Box<dyn LockBackend>)> {
         let io = |source| SdmError::Io { what: self.run.display().to_string(), source };
         let locks = Arc::new(OfdLocks::new(self.leases(group).map_err(io)?));
         let engine = LvmEngine::open(Options {
             group: group.to_owned(),
             devices: self.devices.clone(),
             // With locks of one host there is no other.
-            host: Host { id: "1".to_owned(), generation: 1 },
-            peers: Box::new(Unknown),
+            peers: Box::new(Alone(Host { id: 1, generation: 1 })),
             tools: self.tools.clone(),
             locks: Arc::clone(&locks) as Arc<dyn LockBackend>,
             wait: self.wait,
@@ -111,6 +145,21 @@ impl Groups {
             File::options().create(true).append(true).open(path.join("leases"))?;
         }
         Dir::open(&path)
+    }
+}
+
+/// The hosts of a group, as its locks know them.
+#[derive(Debug)]
+struct Members(Arc<SanlockLocks>);
+
+impl Peers for Members {
+    fn us(&self) -> engine::Result<Host> {
+        let (id, generation) = self.0.us()?;
+        Ok(Host { id, generation })
+    }
+
+    fn is_dead(&self, host: &Host) -> bool {
+        self.0.is_over(host.id, host.generation).unwrap_or(false)
     }
 }
 

@@ -45,7 +45,7 @@ fn a_commit_cut_off_at_any_change_leaves_the_old_or_the_new() {
     let jobs = jobs(t.path());
     let locks: Arc<dyn LockBackend> = Arc::new(MemLocks::default());
     let mem = || Box::new(Arc::clone(&locks)) as Box<dyn LockBackend>;
-    let open = || Domain::in_group(engine(&bed, "1", &locks), mem()).unwrap();
+    let open = || Domain::in_group(engine(&bed, 1, &locks), mem()).unwrap();
     let h2 = open();
     assert_eq!(open().header, h2.header, "it is made once");
     let tags = bed.lvm(&["vgs", "--noheadings", "-o", "vg_tags", &bed.to_string()]);
@@ -71,7 +71,7 @@ fn a_commit_cut_off_at_any_change_leaves_the_old_or_the_new() {
             make("b");
         }
         let old: [Option<Identity>; 2] = ids();
-        let faulty = Faulty::new(engine(&bed, "1", &locks), k, true);
+        let faulty = Faulty::new(engine(&bed, 1, &locks), k, true);
         let h1 = Domain {
             engine: Box::new(faulty),
             locks: mem(),

@@ -70,8 +70,6 @@ pub enum SdmError {
         "only host {host} may work on {place}: its locks are that host's own; when it does not work on it any more, `onesdm domain adopt` here"
     )]
     OnlyHost { place: String, host: String },
-    #[error("{place}: a volume group cannot have {what} yet; nothing was changed")]
-    Group { place: String, what: &'static str },
     #[error("record {what} is damaged: {why}")]
     BadRecord { what: String, why: String },
     #[error("job {0} is running already")]
@@ -96,9 +94,7 @@ impl SdmError {
             | SdmError::OtherHost { .. }
             | SdmError::OnlyHost { .. }
             | SdmError::OtherLock { .. } => Class::Refused,
-            SdmError::Group { .. } | SdmError::TooNew { .. } | SdmError::Features { .. } => {
-                Class::Unsupported
-            }
+            SdmError::TooNew { .. } | SdmError::Features { .. } => Class::Unsupported,
             SdmError::BadRecord { .. } => Class::Integrity,
             SdmError::Fenced(_) => Class::Cancelled,
             SdmError::Io { source, .. } => Class::of_io(source),

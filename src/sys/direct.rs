@@ -2,7 +2,7 @@
 
 use super::effect::{Effect, step};
 use super::fs::Dir;
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, SeekFrom};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
@@ -42,6 +42,11 @@ impl Direct {
         &self.file
     }
 
+    /// Of a file or of a device.
+    pub fn size(&self) -> io::Result<u64> {
+        Ok(rustix::fs::seek(&self.file, SeekFrom::End(0))?)
+    }
+
     /// Offset and length are multiples of the storage's sector.
     pub fn read(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         let (mut buf, at) = buffer(len);
@@ -71,5 +76,6 @@ mod tests {
         assert_eq!(f.read(BLOCK as u64, BLOCK).unwrap(), [7; BLOCK]);
         assert_eq!(f.read(0, BLOCK).unwrap(), [0; BLOCK]);
         assert!(f.read(2 * BLOCK as u64, 2 * BLOCK).is_err(), "past the end");
+        assert_eq!(f.size().unwrap(), 3 * BLOCK as u64);
     }
 }

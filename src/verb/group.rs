@@ -1,7 +1,7 @@
 //! Volumes of a group at work: found by their names, leased with all that lies in one pool with them, made
 //! and given their names. Datastore and transfer-manager verbs share it.
 
-use super::{Ctx, hold, refuse};
+use super::{Ctx, fill, hold, refuse};
 use crate::engine::{Access, Kind, Name, Object, Place, Spec};
 use crate::lock::{Mode, SlabLease};
 use crate::one::{Volume, volume};
@@ -11,7 +11,7 @@ use crate::sdm::work::Slab;
 use crate::sdm::{Domain, Job, Work};
 use crate::sys::{Bytes, Class};
 use anyhow::{Context as _, Result};
-use std::path::PathBuf;
+use std::fs::File;
 
 /// The group of one datastore, open.
 pub(super) struct Group<'a> {
@@ -102,8 +102,12 @@ impl<'a> Group<'a> {
         hold::lease_of(&self.domain, self.job, &names, &touched, None)
     }
 
-    /// Refuses when a machine of this host has one of these open.
+    /// Refuses when another host has one of these, or a machine of this host has it open.
     pub fn not_in_use(&self, names: &[Name]) -> Result<()> {
+        if let Some((name, by)) = self.domain.engine.used_elsewhere(names)? {
+            let text = format!("{name} belongs to a VM on {by}; power it off or detach the image first");
+            return Err(refuse(Class::InUse, text));
+        }
         let active: Vec<Name> = names.iter().filter(|n| self.is_active(n)).cloned().collect();
         hold::not_in_use(&self.domain, &active)
     }
@@ -115,17 +119,34 @@ impl<'a> Group<'a> {
         !group.exists() || group.join(name.as_str()).exists()
     }
 
-    /// The device of a volume, made if need be. Who only reads leaves it there: others may be reading, too.
-    pub fn attach(&self, name: &Name, access: Access) -> Result<PathBuf> {
-        Ok(self.domain.engine.attach(&Place::Public(name.clone()), access)?.path)
+    /// The device of a volume for a machine of this host, made if need be.
+    pub fn attach(&self, name: &Name) -> Result<()> {
+        self.domain.engine.attach(&Place::Public(name.clone()), Access::Write)?;
+        Ok(())
+    }
+
+    /// Reads a volume. Where other hosts may want it, this one does not keep it.
+    pub fn read<T>(&self, name: &Name, read: impl FnOnce(&File) -> Result<T>) -> Result<T> {
+        let at = Place::Public(name.clone());
+        let file = fill::open(&self.domain.engine.attach(&at, Access::Read)?.path)?;
+        let done = read(&file);
+        drop(file);
+        if self.domain.header.host.is_none() {
+            self.let_go(name, Access::Read);
+        }
+        done
     }
 
     /// This host needs these volumes no longer. For who has them exclusively.
     pub fn detach(&self, names: &[Name]) {
         for name in names {
-            if let Err(e) = self.domain.engine.detach(&Place::Public(name.clone())) {
-                self.job.tell(What::Warning { text: format!("{name} stays active on this host: {e}") });
-            }
+            self.let_go(name, Access::Write);
+        }
+    }
+
+    fn let_go(&self, name: &Name, access: Access) {
+        if let Err(e) = self.domain.engine.detach(&Place::Public(name.clone()), access) {
+            self.job.tell(What::Warning { text: format!("{name} stays active on this host: {e}") });
         }
     }
 

@@ -1,7 +1,7 @@
 //! The LVM engine with the kernel's device mapper, in the micro-VM: thick and thin volumes.
 
 use crate::{bed, vm};
-use onesdm::engine::lvm::{Host, LvmEngine, Options, Unknown};
+use onesdm::engine::lvm::{Alone, Host, LvmEngine, Options};
 use onesdm::engine::{Engine, conformance};
 use onesdm::lock::MemLocks;
 use onesdm::sys::{Cancel, Tools};
@@ -18,12 +18,11 @@ fn lvm(words: &[&str]) {
 
 const GROUP: &str = "vg-one-1";
 
-fn engine(id: &str, locks: &MemLocks) -> LvmEngine {
+fn engine(id: u64, locks: &MemLocks) -> LvmEngine {
     LvmEngine::open(Options {
         group: GROUP.to_owned(),
         devices: vec!["/dev/vda".into()],
-        host: Host { id: id.to_owned(), generation: 1 },
-        peers: Box::new(Unknown),
+        peers: Box::new(Alone(Host { id, generation: 1 })),
         tools: Tools::new(BTreeMap::new()).unwrap(),
         locks: Arc::new(locks.clone()),
         wait: Duration::from_secs(60),
@@ -52,7 +51,7 @@ fn conforms_inside() {
             lvm(&["/usr/sbin/vgremove", "-qff", "-y", GROUP]);
         }
         lvm(&["/usr/sbin/vgcreate", "-q", "-y", "-s", "1m", GROUP, "/dev/vda"]);
-        Box::new(engine("1", &MemLocks::default()))
+        Box::new(engine(1, &MemLocks::default()))
     };
     conformance::run_some(&make, &wanted);
     println!("{:6.1} s", begin.elapsed().as_secs_f32());

@@ -5,7 +5,7 @@ use super::garbage::all_known;
 use crate::cli::render;
 use crate::cli::table::VERBS;
 use crate::engine::Capabilities;
-use crate::lock::{JobId, LeaseId};
+use crate::lock::{JobId, LeaseId, sanlock};
 use crate::sdm::record::Intent;
 use crate::sdm::{Domain, group, known, settle, work};
 use crate::sys::{Class, fs::Dir, user};
@@ -101,11 +101,14 @@ fn init_group(w: &World, path: &Path, m: &ArgMatches, as_json: bool) -> Result<u
     }
     let Some(lock) = m.get_one::<String>("lock") else {
         let text = format!(
-            "{}: which hosts use this group? `--lock ofd` when it is this one alone; several hosts need sanlock",
+            "{}: which hosts use this group? `--lock ofd` when it is this one alone, `--lock sanlock` for several",
             path.display()
         );
         return Err(refuse(Class::Usage, text));
     };
+    if lock == sanlock::NAME {
+        super::member::watched(w, &path.display().to_string(), sanlock::watchdog())?;
+    }
     let d = w.groups().init(group, lock).with_context(|| format!("making {} a domain", path.display()))?;
     tell(as_json, &d)
 }
@@ -210,7 +213,7 @@ fn show(w: &World, path: &Path, as_json: bool) -> Result<u8> {
 fn remove(w: &World, path: &Path, as_json: bool) -> Result<u8> {
     if let Some(group) = group::group_of(path) {
         let text = format!(
-            "{group}: a volume group is given back by hand, when no job and no tombstone is left: `lvremove {group}/sdm-meta`, and `vgchange --deltag` of its sdm.domain tag"
+            "{group}: a volume group is given back by hand, when no job and no tombstone is left: `lvremove` of its sdm-meta and sdm-leases, and `vgchange --deltag` of its sdm.domain tag"
         );
         return Err(refuse(Class::Unsupported, text));
     }

@@ -4,8 +4,8 @@ use super::World;
 use super::domain::path_of;
 use super::garbage::all_known;
 use crate::cli::render;
-use crate::lock::{SanlockLocks, sanlock};
-use crate::sdm::Domain;
+use crate::lock::{LockError, SanlockLocks, sanlock};
+use crate::sdm::{Domain, group};
 use crate::sys::sanlock::Watchdog;
 use crate::sys::{Class, user};
 use crate::verb::{one_line, refuse};
@@ -14,7 +14,7 @@ use clap::ArgMatches;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The domains named; without any, all that this host knows or that lie where datastores lie, as far as
 /// their locks need members.
@@ -52,7 +52,19 @@ pub fn join(w: &World, locks: &SanlockLocks, place: &str, id: u32) -> Result<()>
         );
         return Err(refuse(Class::Usage, text));
     }
-    match locks.watchdog()? {
+    watched(w, place, sanlock::watchdog())?;
+    if matches!(locks.membership(), Ok(None))
+        && let Some(group) = group::group_of(Path::new(place))
+    {
+        w.groups().let_go(group).with_context(|| format!("joining {place}"))?;
+    }
+    locks.join(id.into(), s.io_timeout).with_context(|| format!("joining {place} as host {id}"))
+}
+
+/// Refuses a daemon that could not end a host which lost its leases, unless the settings accept that.
+pub fn watched(w: &World, place: &str, dog: Result<Watchdog, LockError>) -> Result<()> {
+    let s = &w.config.settings.sanlock;
+    match dog? {
         Watchdog::Used => {}
         Watchdog::Off(why) if s.without_watchdog => {
             let text = format!(
@@ -62,7 +74,7 @@ pub fn join(w: &World, locks: &SanlockLocks, place: &str, id: u32) -> Result<()>
         }
         Watchdog::Off(why) => {
             let text = format!(
-                "{place}: not joined: sanlock runs without a watchdog ({why}), so a host that loses its leases may still \
+                "{place}: refused: sanlock runs without a watchdog ({why}), so a host that loses its leases may still \
                  write while another host has them; enable wdmd, or accept that with sanlock.without_watchdog = true"
             );
             return Err(refuse(Class::Refused, text));
@@ -72,7 +84,7 @@ pub fn join(w: &World, locks: &SanlockLocks, place: &str, id: u32) -> Result<()>
             render::log("WARN", "domain", &text);
         }
     }
-    locks.join(id.into(), s.io_timeout).with_context(|| format!("joining {place} as host {id}"))
+    Ok(())
 }
 
 pub fn run(w: &World, m: &ArgMatches, joins: bool, as_json: bool) -> Result<u8> {
@@ -92,6 +104,11 @@ pub fn run(w: &World, m: &ArgMatches, joins: bool, as_json: bool) -> Result<u8> 
                 if joins {
                     join(w, &locks, &d.place, id)?;
                     return Ok(format!("joined as host {id}"));
+                }
+                if let Some(group) = group::group_of(Path::new(&d.place))
+                    && matches!(locks.membership(), Ok(Some(_)))
+                {
+                    w.groups().disown(group)?;
                 }
                 Ok(if locks.leave()? { "left" } else { "was no member" }.to_owned())
             };

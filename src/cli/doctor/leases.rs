@@ -1,7 +1,7 @@
 //! Locks of several hosts: is there a daemon, has this host joined, and what happens when it loses them.
 
 use super::{Finding, Verdict};
-use crate::lock::{LockError, SanlockLocks};
+use crate::lock::{LockError, SanlockLocks, sanlock};
 use crate::sys::sanlock::Watchdog;
 
 /// The findings, and whether the locks can be used.
@@ -9,7 +9,7 @@ pub fn look(place: &str, locks: &SanlockLocks, without: bool) -> (Vec<Finding>, 
     let mut out = Vec::new();
     let (finding, joined) = membership(place, locks.membership());
     out.push(finding);
-    if let Ok(w) = locks.watchdog() {
+    if let Ok(w) = sanlock::watchdog() {
         out.push(watchdog(place, &w, without));
     }
     (out, joined)

@@ -158,7 +158,7 @@ fn look(w: &World, m: &ArgMatches, found: &mut Vec<Finding>) -> Result<()> {
         let without = w.config.settings.sanlock.without_watchdog;
         if group::group_of(&path).is_some() {
             let (groups, remotes) = (w.groups(), w.paths.remotes.clone());
-            let look = move || store::look_group(&groups, &p, known.as_ref(), &policy, &remotes);
+            let look = move || store::look_group(&groups, &p, known.as_ref(), &policy, (&remotes, without));
             out_of_patience(found, &path, within(PATIENCE, look));
             continue;
         }

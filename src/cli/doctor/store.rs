@@ -100,7 +100,7 @@ pub fn look_group(
     path: &Path,
     known: Option<&Known>,
     policy: &gc::Policy,
-    remotes: &Path,
+    (remotes, no_watchdog): (&Path, bool),
 ) -> Vec<Finding> {
     let place = path.display().to_string();
     let (finding, domain) = identity(&place, known, groups.inspect_at(path));
@@ -111,6 +111,13 @@ pub fn look_group(
     }
     if let Some(domain) = domain {
         out.extend(content(&place, &domain, "find out who made it, and rename or remove it"));
+        if let Ok(Some(locks)) = domain.sanlock() {
+            let (found, usable) = leases::look(&place, &locks, no_watchdog);
+            out.extend(found);
+            if !usable {
+                return out;
+            }
+        }
         out.push(garbage(&place, gc::plan(&domain, policy)));
     }
     out

@@ -81,7 +81,7 @@ impl<'a> Job<'a> {
 
 /// A group with its records, ready for jobs.
 fn domain(bed: &Arc<Bed>, locks: &Arc<dyn LockBackend>) -> LvmEngine {
-    let e = engine(bed, "1", locks);
+    let e = engine(bed, 1, locks);
     e.prepare().unwrap();
     e
 }
@@ -160,6 +160,10 @@ fn a_writer_without_the_lock_is_noticed() {
 struct AllDead;
 
 impl Peers for AllDead {
+    fn us(&self) -> Result<Host> {
+        Ok(Host { id: 1, generation: 1 })
+    }
+
     fn is_dead(&self, _host: &Host) -> bool {
         true
     }
@@ -169,7 +173,7 @@ impl Peers for AllDead {
 #[test]
 fn what_another_host_has_active_is_neither_opened_changed_nor_removed() {
     let (bed, locks) = (Bed::new(120 << 20), mem());
-    let (h1, h2) = (domain(&bed, &locks), engine(&bed, "2", &locks));
+    let (h1, h2) = (domain(&bed, &locks), engine(&bed, 2, &locks));
     let job = Job::new(&h1, &locks);
     let id = job.publish(0, "a");
     let slab =
@@ -180,19 +184,19 @@ fn what_another_host_has_active_is_neither_opened_changed_nor_removed() {
     assert_eq!((has(&h1), has(&h2)), (1, 0), "what a host made is its own, also after it was started anew");
     in_use(h2.attach(&public("a"), Access::Read).map(drop));
     in_use(h2.resize(slab, &public("a"), Bytes(8 << 20)));
-    h1.detach(&public("a")).unwrap();
+    h1.detach(&public("a"), Access::Write).unwrap();
     // Several may read.
     h1.attach(&public("a"), Access::Read).unwrap();
     assert_eq!(has(&h1), 0);
     h2.attach(&public("a"), Access::Read).unwrap();
     in_use(h2.attach(&public("a"), Access::Write).map(drop));
-    h1.detach(&public("a")).unwrap();
+    h1.detach(&public("a"), Access::Write).unwrap();
     h2.attach(&public("a"), Access::Write).unwrap();
     assert_eq!(has(&h2), 1);
     h1.bury(&job.lock(), &public("a"), id, &job.grave(0, false)).unwrap();
     in_use(h1.purge(&job.owner, &job.grave(0, false)));
     assert_eq!(h1.look(&Place::Dead(job.grave(0, false))).unwrap().map(|o| o.id), Some(id));
-    let knowing = knowing(&bed, "1", &locks, Box::new(AllDead));
+    let knowing = knowing(&bed, &locks, Box::new(AllDead));
     knowing.purge(&job.owner, &job.grave(0, false)).unwrap();
     assert!(h1.dead().unwrap().is_empty());
 }
@@ -204,7 +208,7 @@ fn two_hosts_lose_nothing() {
     domain(&bed, &locks);
     let before: u64 = bed.lvm(&["vgs", "--noheadings", "-o", "vg_seqno", &bed.name]).parse().unwrap();
     let made: Vec<(String, Identity)> = std::thread::scope(|s| {
-        let hosts: Vec<_> = ["1", "2"]
+        let hosts: Vec<_> = [1, 2]
             .map(|id| {
                 let (bed, locks) = (&bed, &locks);
                 s.spawn(move || {
@@ -219,7 +223,7 @@ fn two_hosts_lose_nothing() {
             .collect();
         hosts.into_iter().flat_map(|h| h.join().unwrap()).collect()
     });
-    let e = engine(&bed, "1", &locks);
+    let e = engine(&bed, 1, &locks);
     for (n, id) in &made {
         assert_eq!(e.look(&public(n)).unwrap().map(|o| o.id), Some(*id), "{n}");
     }
@@ -266,4 +270,58 @@ fn space_is_asked_for_before_it_is_taken() {
     // A full group still lets go of what it has.
     e.end(&job.owner).unwrap();
     assert_eq!(e.usage().unwrap().free, free);
+}
+
+/// Entries share blocks, and a host writes whole blocks: only the lock keeps what the other one wrote. Reads are
+/// past all caches: each sees at once what the other wrote.
+#[test]
+fn records_of_two_hosts_lie_side_by_side_and_none_is_lost() {
+    let (bed, locks) = (Bed::new(100 << 20), mem());
+    domain(&bed, &locks);
+    let hosts = [1, 2].map(|id| engine(&bed, id, &locks));
+    let written: Vec<OwnerLease> = std::thread::scope(|s| {
+        let write = |e| {
+            let locks = &locks;
+            move || {
+                let jobs = (0..8).map(|_| Job::new(e, locks).owner);
+                let put = |o: &OwnerLease| e.put_record(o, Record::Commit, o.job().to_string().as_bytes());
+                jobs.inspect(|o| put(o).unwrap()).collect::<Vec<_>>()
+            }
+        };
+        let threads = hosts.each_ref().map(|e| s.spawn(write(e)));
+        threads.into_iter().flat_map(|t| t.join().unwrap()).collect()
+    });
+    for (e, owner) in hosts.iter().flat_map(|e| written.iter().map(move |o| (e, o))) {
+        let found = e.record(owner.job(), Record::Commit).unwrap();
+        assert_eq!(found, Some(owner.job().to_string().into_bytes()));
+    }
+    let lost = Eventful {
+        locks: Arc::clone(&locks),
+        left: Arc::new(AtomicI64::new(0)),
+        event: |_| {},
+        lost: true,
+        bed: Arc::clone(&bed),
+    };
+    let late = engine(&bed, 1, &(Arc::new(lost) as Arc<dyn LockBackend>));
+    let r = late.put_record(&written[0], Record::Commit, b"late");
+    assert!(matches!(r, Err(EngineError::Lock(LockError::Lost(_)))), "{r:?}");
+}
+
+#[test]
+fn a_reader_lets_go_of_what_it_read_and_not_of_what_a_machine_has() {
+    let (bed, locks) = (Bed::new(100 << 20), mem());
+    let (h1, h2) = (domain(&bed, &locks), engine(&bed, 2, &locks));
+    let job = Job::new(&h1, &locks);
+    job.publish(0, "a");
+    let (a, names) = (public("a"), [name("b"), name("a")]);
+    h1.attach(&a, Access::Read).unwrap();
+    h1.detach(&a, Access::Read).unwrap();
+    assert_eq!(h1.attached().unwrap().len(), 1, "who made it has it");
+    assert_eq!(h2.used_elsewhere(&names).unwrap(), Some((&names[1], "host 1".to_owned())));
+    assert_eq!(h1.used_elsewhere(&names).unwrap(), None);
+    h1.disown().unwrap();
+    h1.attach(&a, Access::Read).unwrap();
+    assert_eq!(h2.used_elsewhere(&names).unwrap(), None, "it only reads");
+    h1.detach(&a, Access::Read).unwrap();
+    h2.attach(&a, Access::Write).unwrap();
 }

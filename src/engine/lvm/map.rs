@@ -2,16 +2,16 @@
 
 use super::group::{Change, Group};
 use super::view::{View, Volume};
-use super::{Access, EngineError, Result};
+use super::{Access, EngineError, Result, view};
 use std::fmt::{self, Debug, Display};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 /// One life of a host: what it made active in an earlier life is active no more. A lock backend that
 /// numbers hosts has both; a host alone is number 1.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Host {
-    pub id: String,
+    pub id: u64,
     pub generation: u64,
 }
 
@@ -25,21 +25,27 @@ impl FromStr for Host {
     type Err = ();
     fn from_str(s: &str) -> std::result::Result<Host, ()> {
         let (id, generation) = s.rsplit_once('.').ok_or(())?;
-        Ok(Host { id: id.to_owned(), generation: generation.parse().map_err(|_| ())? })
+        Ok(Host { id: id.parse().map_err(|_| ())?, generation: generation.parse().map_err(|_| ())? })
     }
 }
 
-/// What is known of other hosts.
+/// What is known of the hosts of a group.
 pub trait Peers: Debug + Send + Sync {
+    /// As whom this host works.
+    fn us(&self) -> Result<Host>;
     /// Proven, not guessed: a host that only went silent may write when it wakes.
     fn is_dead(&self, host: &Host) -> bool;
 }
 
-/// Nothing is known: what another host has active stays its own.
+/// Nothing is known of others: what another host has active stays its own.
 #[derive(Debug)]
-pub struct Unknown;
+pub struct Alone(pub Host);
 
-impl Peers for Unknown {
+impl Peers for Alone {
+    fn us(&self) -> Result<Host> {
+        Ok(self.0)
+    }
+
     fn is_dead(&self, _host: &Host) -> bool {
         false
     }
@@ -55,19 +61,34 @@ pub(super) trait Mapper: Debug + Send + Sync {
     fn creates(&self) -> bool {
         true
     }
+    /// The device, if there is one.
+    fn device(&self, group: &Group, volume: &str) -> Option<PathBuf>;
     /// The device, made if need be.
     fn open(&self, group: &Group, volume: &str) -> Result<PathBuf>;
     /// Takes it away. It may be gone already.
     fn close(&self, group: &Group, volume: &str) -> Result<()>;
+    /// All devices here of the group with this UUID, by their volumes' UUIDs.
+    fn devices(&self, _group: &str) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
 }
 
 /// The kernel's device mapper.
 #[derive(Debug)]
 pub(super) struct DeviceMapper;
 
+/// As its name leads to it, whether it is there or not.
+pub(super) fn path(group: &Group, volume: &str) -> PathBuf {
+    PathBuf::from(format!("/dev/{}", group.path(volume)))
+}
+
 impl Mapper for DeviceMapper {
+    fn device(&self, group: &Group, volume: &str) -> Option<PathBuf> {
+        Some(path(group, volume)).filter(|p| p.exists())
+    }
+
     fn open(&self, group: &Group, volume: &str) -> Result<PathBuf> {
-        let path = PathBuf::from(format!("/dev/{}", group.path(volume)));
+        let path = path(group, volume);
         if !path.exists() {
             group.apply(&Change::Device { volume: volume.to_owned(), on: true })?;
         }
@@ -76,6 +97,19 @@ impl Mapper for DeviceMapper {
 
     fn close(&self, group: &Group, volume: &str) -> Result<()> {
         group.apply(&Change::Device { volume: volume.to_owned(), on: false })
+    }
+
+    /// The kernel knows them by `LVM-<group><volume>`, also those whose names are others' by now.
+    fn devices(&self, group: &str) -> Result<Vec<String>> {
+        let prefix = format!("LVM-{}", view::bare(group));
+        let io = |source| EngineError::Io { what: "looking at this host's devices".to_owned(), source };
+        let mut out = Vec::new();
+        for e in std::fs::read_dir("/sys/class/block").map_err(io)? {
+            let uuid = std::fs::read_to_string(e.map_err(io)?.path().join("dm/uuid")).unwrap_or_default();
+            let volume = uuid.trim().strip_prefix(&prefix).and_then(|v| v.get(..view::UUID));
+            out.extend(volume.map(str::to_owned));
+        }
+        Ok(out)
     }
 }
 
@@ -101,6 +135,17 @@ fn owner(tag: &str) -> Option<(Host, Access)> {
 pub(super) fn ended(v: &Volume, us: &Host, peers: &dyn Peers) -> Vec<String> {
     let over = |h: &Host| h.id == us.id || peers.is_dead(h);
     v.tags.iter().filter(|t| owner(t).is_some_and(|(h, _)| over(&h))).cloned().collect()
+}
+
+/// Whether a host, in any of its lives, has a volume attached so.
+pub(super) fn has(v: &Volume, host: &Host, access: Access) -> bool {
+    v.tags.iter().filter_map(|t| owner(t)).any(|(h, a)| h.id == host.id && a == access)
+}
+
+/// Another living host that may write to a volume.
+pub(super) fn user(v: &Volume, us: &Host, peers: &dyn Peers) -> Option<Host> {
+    let mut writers = v.tags.iter().filter_map(|t| owner(t)).filter(|(_, a)| *a == Access::Write);
+    writers.find(|(h, _)| h.id != us.id && !peers.is_dead(h)).map(|(h, _)| h)
 }
 
 /// Refuses what another living host may have open: with a pool every volume in it, since two hosts

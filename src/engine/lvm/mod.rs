@@ -14,24 +14,28 @@ pub(crate) mod tests;
 mod verbs;
 mod view;
 
-pub use map::{Host, Peers, Unknown};
+pub use map::{Alone, Host, Peers};
 
 use super::{
     Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Identity, Kind, Name,
     Object, Place, Record, Result, Spec, Usage,
 };
-use crate::lock::{self, DomainLock, LockBackend};
+use crate::lock::{self, DomainLock, LockBackend, LockError};
 use crate::sys::{Cancel, Tools};
 use group::{Change, Group, How};
 use map::{DeviceMapper, Mapper};
 use meta::Meta;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+pub use view::LEASES;
 use view::{META, View, Volume};
 
-/// Where a volume is born that is not a job's.
+/// Where the records' volume is born, and that of the leases.
 const FIRST: &str = "sdm-init";
+const FIRST_LEASES: &str = "sdm-init-leases";
+/// The lockspace, some tables, and 251 places for leases: a job holds two or three.
+const LEASES_SIZE: Bytes = Bytes(256 << 20);
 /// Less room than this for the group's own metadata is none.
 const METADATA_MIN: u64 = 32 << 10;
 
@@ -41,7 +45,6 @@ pub struct Options {
     pub group: String,
     /// Devices that LVM may look at, as paths below `/dev`. Empty: those of the host's own configuration.
     pub devices: Vec<PathBuf>,
-    pub host: Host,
     pub peers: Box<dyn Peers>,
     pub tools: Tools,
     /// The domain's: calls without a lock of their caller take it here.
@@ -56,7 +59,6 @@ pub struct Options {
 #[derive(Debug)]
 pub struct LvmEngine {
     group: Group,
-    host: Host,
     peers: Box<dyn Peers>,
     locks: Arc<dyn LockBackend>,
     wait: Duration,
@@ -72,13 +74,15 @@ impl LvmEngine {
     }
 
     fn with(o: Options, mapper: Box<dyn Mapper>) -> Result<LvmEngine> {
-        let fits = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
-        if o.host.id.is_empty() || o.host.id.len() > 64 || !o.host.id.chars().all(fits) {
-            return Err(EngineError::BadName { name: o.host.id, why: "not one that a tag can hold" });
-        }
         let group = Group::new(&o.group, &o.devices, o.tools, o.deadline, o.cancel.clone(), mapper.flags())?;
-        let (host, peers, locks, wait, cancel) = (o.host, o.peers, o.locks, o.wait, o.cancel);
-        Ok(LvmEngine { group, host, peers, locks, wait, cancel, mapper, meta: Mutex::default() })
+        let (peers, locks, wait, cancel) = (o.peers, o.locks, o.wait, o.cancel);
+        Ok(LvmEngine { group, peers, locks, wait, cancel, mapper, meta: Mutex::default() })
+    }
+
+    /// The same group under other locks.
+    #[must_use]
+    pub fn locked_by(self, locks: Arc<dyn LockBackend>, peers: Box<dyn Peers>) -> LvmEngine {
+        LvmEngine { peers, locks, ..self }
     }
 
     pub fn group(&self) -> &str {
@@ -94,6 +98,80 @@ impl LvmEngine {
         let lock = self.lock()?;
         let view = self.settled(&lock)?;
         self.commit(&lock, &view, &[Change::TagGroup(tag)]).map(drop)
+    }
+
+    /// The device of the volume for leases. All hosts have it, as they have the records'.
+    pub fn leases(&self) -> Result<PathBuf> {
+        if let Some(path) = self.mapper.device(&self.group, LEASES) {
+            return Ok(path);
+        }
+        if self.group.view()?.named(LEASES).is_none() {
+            return Err(EngineError::Absent(self.group.path(LEASES)));
+        }
+        self.mapper.open(&self.group, LEASES)
+    }
+
+    /// Makes the volume for leases: it appears, by one rename, when all is in it that `fill` puts there.
+    pub fn make_leases(&self, fill: &dyn Fn(&Path) -> std::result::Result<(), LockError>) -> Result<()> {
+        let lock = self.lock()?;
+        let mut view = self.settled(&lock)?;
+        if view.named(LEASES).is_some() {
+            return Ok(());
+        }
+        if view.named(FIRST_LEASES).is_none() {
+            let size = Self::whole(&view, LEASES_SIZE);
+            Self::room(&view, size, "the leases of a domain")?;
+            view = self.commit(&lock, &view, &[self.birth(FIRST_LEASES, size)])?;
+        }
+        fill(&self.mapper.open(&self.group, FIRST_LEASES)?)?;
+        self.mapper.close(&self.group, FIRST_LEASES)?;
+        let (from, to) = (FIRST_LEASES.to_owned(), LEASES.to_owned());
+        self.commit(&lock, &view, &[Change::Rename { from, to }]).map(drop)
+    }
+
+    fn birth(&self, name: &str, size: Bytes) -> Change {
+        let activate = self.mapper.creates();
+        Change::Create { name: name.to_owned(), how: How::Linear(size), tags: vec![], activate }
+    }
+
+    /// Takes away this host's devices of the group, except for the manager's own. One that is in use stays, and
+    /// is an error: it may be of a membership that others know to be over.
+    pub fn let_go(&self) -> Result<()> {
+        let view = self.group.view()?;
+        let here = || self.mapper.devices(&view.group);
+        let ours =
+            |uuid: &String| [META, LEASES].iter().any(|n| view.named(n).is_some_and(|v| v.uuid == *uuid));
+        let open = here()?;
+        let mut volumes: Vec<&Volume> = view.volumes.iter().filter(|v| open.contains(&v.uuid)).collect();
+        // What lies in a pool goes first.
+        volumes.sort_by_key(|v| v.is_pool);
+        for v in volumes.into_iter().filter(|v| !ours(&v.uuid)) {
+            self.mapper.close(&self.group, &v.name)?;
+        }
+        match here()?.iter().find(|uuid| !ours(uuid)) {
+            None => Ok(()),
+            Some(uuid) => {
+                let by = "this host, from before; stop what uses it, or start the host anew".to_owned();
+                Err(EngineError::InUse {
+                    what: format!("a volume of group {} ({uuid})", self.group.name),
+                    by,
+                })
+            }
+        }
+    }
+
+    /// The same, and says so.
+    pub fn disown(&self) -> Result<()> {
+        self.let_go()?;
+        let (lock, us) = (self.lock()?, self.peers.us()?);
+        let mut view = self.settled(&lock)?;
+        for v in view.volumes.clone() {
+            let (add, del) = (Vec::new(), map::ended(&v, &us, &*self.peers));
+            if !del.is_empty() {
+                view = self.commit(&lock, &view, &[Change::Tag { volume: v.name, add, del }])?;
+            }
+        }
+        Ok(())
     }
 
     fn lock(&self) -> Result<DomainLock> {
@@ -112,6 +190,12 @@ impl LvmEngine {
         let m = Arc::new(Meta::open(&self.mapper.open(&self.group, META)?)?);
         *meta = Some(Arc::clone(&m));
         Ok(m)
+    }
+
+    /// The records, for changing them: entries of several jobs share a block.
+    fn records(&self, lock: &DomainLock) -> Result<Arc<Meta>> {
+        lock.still_held()?;
+        self.meta()
     }
 
     /// The group as it is when everything decided is done. Holding the lock allows to do it.
@@ -187,7 +271,7 @@ impl LvmEngine {
     }
 
     fn nobody_else(&self, view: &View, v: &Volume, access: Access) -> Result<()> {
-        map::nobody_else(view, v, &self.host, &*self.peers, access)
+        map::nobody_else(view, v, &self.peers.us()?, &*self.peers, access)
     }
 
     /// The least size in whole extents that holds `size`.

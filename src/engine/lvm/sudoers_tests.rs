@@ -35,7 +35,7 @@ fn the_sudoers_file_allows_the_commands_we_give_and_no_others() {
     let job = JobId::generate();
     let volume = view::volume_name(&Place::Staged(job, 3)).unwrap();
     let dead = view::volume_name(&Place::Dead(Grave { job, n: 3, keep: true })).unwrap();
-    let (image, tags) = ("img-one-5".to_owned(), vec![map::active_tag(&host("7"), Access::Write)]);
+    let (image, tags) = ("img-one-5".to_owned(), vec![map::active_tag(&host(7), Access::Write)]);
     let to = view::to_tag(&name(&image), &Grave { job, n: 0, keep: true });
     let create = |how| Change::Create { name: volume.clone(), how, tags: tags.clone(), activate: true };
     let changes = || {

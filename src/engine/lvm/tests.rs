@@ -79,6 +79,10 @@ impl Mapper for Windows {
         false
     }
 
+    fn device(&self, _group: &Group, _volume: &str) -> Option<PathBuf> {
+        None
+    }
+
     fn open(&self, group: &Group, volume: &str) -> Result<PathBuf> {
         let fields = ["--noheadings", "--units", "b", "--nosuffix", "--separator", ";"];
         let what = ["lvs", "-o", "lv_uuid,lv_size,seg_pe_ranges,vg_extent_size"];
@@ -112,25 +116,19 @@ impl Drop for Windows {
     }
 }
 
-pub(super) fn host(id: &str) -> Host {
-    Host { id: id.to_owned(), generation: 1 }
+pub(super) fn host(id: u64) -> Host {
+    Host { id, generation: 1 }
 }
 
 /// The engine as one host has it.
-pub(crate) fn engine(bed: &Arc<Bed>, id: &str, locks: &Arc<dyn LockBackend>) -> LvmEngine {
-    knowing(bed, id, locks, Box::new(Unknown))
+pub(crate) fn engine(bed: &Arc<Bed>, id: u64, locks: &Arc<dyn LockBackend>) -> LvmEngine {
+    knowing(bed, locks, Box::new(Alone(host(id))))
 }
 
-pub(super) fn knowing(
-    bed: &Arc<Bed>,
-    id: &str,
-    locks: &Arc<dyn LockBackend>,
-    peers: Box<dyn Peers>,
-) -> LvmEngine {
+pub(super) fn knowing(bed: &Arc<Bed>, locks: &Arc<dyn LockBackend>, peers: Box<dyn Peers>) -> LvmEngine {
     let options = Options {
         group: bed.name.clone(),
         devices: vec![bed.device.clone()],
-        host: host(id),
         peers,
         tools: Tools::new(BTreeMap::new()).unwrap(),
         locks: Arc::clone(locks),
@@ -147,7 +145,7 @@ pub(super) fn mem() -> Arc<dyn LockBackend> {
 
 #[test]
 fn conforms() {
-    super::super::conformance::run(&|| Box::new(engine(&Bed::new(200 << 20), "1", &mem())));
+    super::super::conformance::run(&|| Box::new(engine(&Bed::new(200 << 20), 1, &mem())));
 }
 
 pub(super) fn name(s: &str) -> Name {

@@ -2,7 +2,7 @@
 
 use super::{
     Access, Attachment, Bytes, Capabilities, Change, Engine, EngineError, FIRST, Finished, Grave, How,
-    Identity, LvmEngine, META, Name, Object, Place, Record, Result, Spec, Usage, map, meta, view,
+    Identity, LvmEngine, META, Name, Object, Place, Record, Result, Spec, Usage, Volume, map, meta, view,
 };
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
 use crate::sys::fs;
@@ -53,8 +53,7 @@ impl Engine for LvmEngine {
             if view.named(FIRST).is_none() {
                 let size = Self::whole(&view, Bytes(meta::SIZE));
                 Self::room(&view, size, "the records of a domain")?;
-                let (name, how, activate) = (FIRST.to_owned(), How::Linear(size), self.mapper.creates());
-                view = self.commit(&lock, &view, &[Change::Create { name, how, tags: vec![], activate }])?;
+                view = self.commit(&lock, &view, &[self.birth(FIRST, size)])?;
             }
             meta::Meta::open(&self.mapper.open(&self.group, FIRST)?)?.clear()?;
             self.mapper.close(&self.group, FIRST)?;
@@ -65,8 +64,8 @@ impl Engine for LvmEngine {
     }
 
     fn init(&self, header: &[u8]) -> Result<()> {
-        let _lock = self.lock()?;
-        let meta = self.meta()?;
+        let lock = self.lock()?;
+        let meta = self.records(&lock)?;
         if meta.header()?.is_none() { meta.put_header(header) } else { Ok(()) }
     }
 
@@ -113,39 +112,59 @@ impl Engine for LvmEngine {
 
     fn attach(&self, at: &Place, access: Access) -> Result<Attachment> {
         let absent = || EngineError::Absent(at.to_string());
-        let tag = [map::active_tag(&self.host, access)];
-        let write = map::active_tag(&self.host, Access::Write);
-        let ours = |v: &super::Volume| v.tags.contains(&tag[0]) || v.tags.contains(&write);
+        let us = self.peers.us()?;
+        let (tag, write) = (map::active_tag(&us, access), map::active_tag(&us, Access::Write));
+        let ours = |v: &Volume| v.tags.contains(&tag) || v.tags.contains(&write);
         let view = self.group.view()?;
-        let mut v = view.at(at).ok_or_else(absent)?.clone();
-        if !ours(&v) {
-            let lock = self.lock()?;
-            let view = self.settled(&lock)?;
-            v = view.at(at).ok_or_else(absent)?.clone();
-            self.nobody_else(&view, &v, access)?;
-            if !ours(&v) {
-                let (add, del) = (tag.to_vec(), map::ended(&v, &self.host, &*self.peers));
-                self.commit(&lock, &view, &[Change::Tag { volume: v.name.clone(), add, del }])?;
-            }
+        let v = view.at(at).ok_or_else(absent)?;
+        if let Some(path) = self.mapper.device(&self.group, &v.name).filter(|_| ours(v)) {
+            return Ok(Attachment { path });
         }
+        // A device is made under the lock, or it could be made between its tag's end and a look at it.
+        let lock = self.lock()?;
+        let mut view = self.settled(&lock)?;
+        let v = view.at(at).ok_or_else(absent)?.clone();
+        self.nobody_else(&view, &v, access)?;
+        if !ours(&v) {
+            let (add, del) = (vec![tag.clone()], map::ended(&v, &us, &*self.peers));
+            view = self.commit(&lock, &view, &[Change::Tag { volume: v.name.clone(), add, del }])?;
+        }
+        let v = view.at(at).ok_or_else(absent)?;
         Ok(Attachment { path: self.mapper.open(&self.group, &v.name)? })
     }
 
-    fn detach(&self, at: &Place) -> Result<()> {
+    fn detach(&self, at: &Place, access: Access) -> Result<()> {
         let lock = self.lock()?;
         let view = self.settled(&lock)?;
         let Some(v) = view.at(at) else { return Ok(()) };
-        self.mapper.close(&self.group, &v.name)?;
-        let (add, del) = (Vec::new(), map::ended(v, &self.host, &*self.peers));
+        let us = self.peers.us()?;
+        if access == Access::Read && map::has(v, &us, Access::Write) {
+            return Ok(());
+        }
+        match self.mapper.close(&self.group, &v.name) {
+            // Somebody else here reads it, too, and will let go of it.
+            Err(EngineError::InUse { .. }) if access == Access::Read => return Ok(()),
+            r => r?,
+        }
+        let (add, del) = (Vec::new(), map::ended(v, &us, &*self.peers));
         if del.is_empty() {
             return Ok(());
         }
         self.commit(&lock, &view, &[Change::Tag { volume: v.name.clone(), add, del }]).map(drop)
     }
 
+    fn used_elsewhere<'a>(&self, any: &'a [Name]) -> Result<Option<(&'a Name, String)>> {
+        let (view, us) = (self.group.view()?, self.peers.us()?);
+        let user = |n: &'a Name| {
+            let v = view.at(&Place::Public(n.clone()))?;
+            map::user(v, &us, &*self.peers).map(|h| (n, format!("host {}", h.id)))
+        };
+        Ok(any.iter().find_map(user))
+    }
+
     fn attached(&self) -> Result<Vec<Object>> {
-        let (view, tag) = (self.group.view()?, map::active_tag(&self.host, Access::Write));
-        let ours = view.volumes.iter().filter(|v| !v.is_pool && v.tags.contains(&tag));
+        let (view, us) = (self.group.view()?, self.peers.us()?);
+        let ours = view.volumes.iter().filter(|v| !v.is_pool && map::has(v, &us, Access::Write));
         let objects = ours.filter_map(|v| view.object(v));
         Ok(objects.filter(|o| matches!(o.place, Place::Public(_))).collect())
     }
@@ -156,7 +175,7 @@ impl Engine for LvmEngine {
         if self.settled(&lock)?.jobs().any(|j| j == job) {
             return Err(EngineError::Exists(format!("the staging area of {job}")));
         }
-        self.meta()?.begin(job)
+        self.records(&lock)?.begin(job)
     }
 
     fn create(&self, owner: &OwnerLease, n: u32, spec: &Spec) -> Result<Object> {
@@ -195,7 +214,8 @@ impl Engine for LvmEngine {
             Spec::Dir | Spec::Link(_) => return cannot("have directories and links"),
         };
         Self::room(&view, needs, &at)?;
-        let tags = vec![map::host_tag(&self.host), map::active_tag(&self.host, Access::Write)];
+        let us = self.peers.us()?;
+        let tags = vec![map::host_tag(&us), map::active_tag(&us, Access::Write)];
         let after = self.commit(&lock, &view, &[Change::Create { name, how, tags, activate }])?;
         after.at(&at).and_then(|v| after.object(v)).ok_or_else(|| EngineError::Absent(at.to_string()))
     }
@@ -242,36 +262,36 @@ impl Engine for LvmEngine {
                 view = self.remove(&lock, &view, &v)?;
             }
         }
-        self.meta()?.end(owner.job())
+        self.records(&lock)?.end(owner.job())
     }
 
     fn put_record(&self, owner: &OwnerLease, record: Record, bytes: &[u8]) -> Result<()> {
-        let _lock = self.lock()?;
-        self.meta()?.put_record(owner.job(), record, bytes)
+        let lock = self.lock()?;
+        self.records(&lock)?.put_record(owner.job(), record, bytes)
     }
 
-    fn fence(&self, _lock: &DomainLock, job: JobId) -> Result<()> {
-        self.meta()?.fence(job)
+    fn fence(&self, lock: &DomainLock, job: JobId) -> Result<()> {
+        self.records(lock)?.fence(job)
     }
 
     fn record(&self, job: JobId, record: Record) -> Result<Option<Vec<u8>>> {
         self.meta()?.record(job, record)
     }
 
-    fn close(&self, _lock: &DomainLock, owner: &OwnerLease) -> Result<()> {
-        self.meta()?.close(owner.job(), jiff::Timestamp::now().as_second())
+    fn close(&self, lock: &DomainLock, owner: &OwnerLease) -> Result<()> {
+        self.records(lock)?.close(owner.job(), jiff::Timestamp::now().as_second())
     }
 
     fn done(&self) -> Result<Vec<Finished>> {
         self.meta()?.done()
     }
 
-    fn acknowledge(&self, _lock: &DomainLock, job: JobId) -> Result<()> {
-        self.meta()?.acknowledge(job)
+    fn acknowledge(&self, lock: &DomainLock, job: JobId) -> Result<()> {
+        self.records(lock)?.acknowledge(job)
     }
 
-    fn forget(&self, _lock: &DomainLock, job: JobId) -> Result<()> {
-        self.meta()?.forget(job)
+    fn forget(&self, lock: &DomainLock, job: JobId) -> Result<()> {
+        self.records(lock)?.forget(job)
     }
 
     fn publish(&self, lock: &DomainLock, job: JobId, n: u32, id: Identity, to: &Name) -> Result<()> {

@@ -22,7 +22,7 @@ const DEL: &str = "sdm-del-";
 const OURS: &str = "sdm-";
 const TO: &str = "sdm.to=";
 /// Lock leases of a backend that keeps them in the group.
-const LEASES: &str = "sdm-leases";
+pub const LEASES: &str = "sdm-leases";
 const BURIED: &str = "sdm.buried.";
 /// What a query asks for. Activity is not among it: that is this host's alone.
 pub(super) const FIELDS: &str = "lv_name,lv_uuid,lv_size,lv_tags,lv_layout,lv_time,pool_lv,\
@@ -73,6 +73,7 @@ struct Section {
 pub struct Volume {
     pub name: String,
     pub(super) id: Identity,
+    pub(super) uuid: String,
     pub(super) size: Bytes,
     pub(super) tags: Vec<String>,
     pub(super) pool: Option<String>,
@@ -126,6 +127,14 @@ pub(super) struct View {
 
 fn words(tags: &str) -> Vec<String> {
     tags.split(',').filter(|t| !t.is_empty()).map(str::to_owned).collect()
+}
+
+/// Characters of a UUID, as the kernel writes it.
+pub(super) const UUID: usize = 32;
+
+/// A UUID as the kernel writes it.
+pub(super) fn bare(uuid: &str) -> String {
+    uuid.replace('-', "")
 }
 
 /// Eight bytes of a digest, as a number.
@@ -186,6 +195,7 @@ impl View {
             view.volumes.push(Volume {
                 name: row.lv_name.clone(),
                 id: Identity { ino: number(&row.lv_uuid, 0), born: number(&row.lv_uuid, 1) },
+                uuid: bare(&row.lv_uuid),
                 size: Bytes(num(&row.lv_size)?),
                 tags: words(&row.lv_tags),
                 pool: Some(row.pool_lv.clone()).filter(|p| !p.is_empty()),

@@ -1,11 +1,10 @@
 //! A lease that is held.
 
+use super::Spot;
 use super::owner::{self, Owner};
-use super::{FILE, Spot};
+use super::store::Store;
 use crate::lock::{Held, LeaseId, LockError, Token};
-use crate::sys::fs::Dir;
 use crate::sys::sanlock::{Lease, Sector};
-use std::ffi::OsStr;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,14 +12,14 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(super) struct SanlockHeld {
     pub owner: Arc<Owner>,
-    pub dir: Arc<Dir>,
+    pub store: Arc<Store>,
     pub path: PathBuf,
     pub lockspace: String,
     pub name: String,
     pub spot: Spot,
     pub sector: Sector,
-    /// The file the lease is in.
-    pub ino: u64,
+    /// The file or device that the lease is on.
+    pub on: u64,
     pub id: LeaseId,
 }
 
@@ -30,13 +29,10 @@ impl SanlockHeld {
         f(&Lease { lockspace, name, path, offset: self.spot.offset() })
     }
 
-    pub fn same_file(&self) -> Result<(), LockError> {
-        let now = self.dir.entry(OsStr::new(FILE));
+    pub fn same_place(&self) -> Result<(), LockError> {
+        let now = self.store.identity();
         let now = now.map_err(|source| LockError::Io { what: self.id.clone(), source })?;
-        match now {
-            Some(e) if e.ino == self.ino && e.nlink == 1 => Ok(()),
-            _ => Err(LockError::Lost(self.id.clone())),
-        }
+        if now == Some(self.on) { Ok(()) } else { Err(LockError::Lost(self.id.clone())) }
     }
 
     pub fn read_token(&self) -> Result<Token, LockError> {
@@ -59,7 +55,7 @@ impl Held for SanlockHeld {
             let why = "the sanlock daemon is gone, or has not renewed for too long".to_owned();
             return Err(LockError::Stale { what: self.id.clone(), why });
         }
-        self.same_file()
+        self.same_place()
     }
 
     /// The connection: the leases are held as long as anybody has it open.

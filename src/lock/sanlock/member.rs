@@ -1,16 +1,21 @@
 //! The file of leases, and the hosts that joined it.
 
 use super::owner::{self, owner};
+use super::store::{self, FILE, Store};
 use super::table::{Member, Table, shown};
-use super::{AREA, FILE, FORMATTED, SanlockLocks, Spot};
+use super::{AREA, FORMATTED, SanlockLocks, Spot};
 use crate::lock::{JobId, LeaseId, LockError};
 use crate::obs;
+use crate::sys::Cancel;
 use crate::sys::direct::Direct;
 use crate::sys::fs::{self, Dir};
-use crate::sys::sanlock::{Client, Host, Lease, Sector, State, Watchdog, client};
+use crate::sys::sanlock::{Client, Fault, Host, Lease, Sector, State, Watchdog, client};
 use std::ffi::OsStr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// The longest that a host which has just joined takes to see itself: some renewals.
+const FIRST_LOOK: Duration = Duration::from_secs(60);
 
 /// A host that joined a domain.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -21,35 +26,57 @@ pub struct MemberInfo {
     pub since: String,
 }
 
+/// Whether the daemon of this host resets it when leases are lost.
+pub fn watchdog() -> Result<Watchdog, LockError> {
+    let o = owner().map_err(|source| LockError::Sanlock { place: "this host".to_owned(), source })?;
+    Ok(o.socket.daemon().map_or(Watchdog::Unknown, Watchdog::of))
+}
+
 impl SanlockLocks {
     /// Whether the file of leases is there.
     pub fn is_made(&self) -> Result<bool, LockError> {
-        Ok(self.dir.entry(OsStr::new(FILE)).map_err(|e| self.io(&e))?.is_some())
+        self.store.is_there().map_err(|e| self.io(&e))
     }
 
     /// Makes the file of leases. Of several makers one wins; all may use it. Where there is one it is left
-    /// alone, and where this host still has the lockspace of a file that is gone, nothing is made.
+    /// alone, and where this host still has the lockspace of a file that is gone, nothing is made. Leases on a
+    /// device are made by `format_device`.
     pub fn make(&self) -> Result<(), LockError> {
+        let Store::File(dir) = &*self.store else { return Ok(()) };
         if self.is_made()? {
             return Ok(());
         }
-        let c = client().map_err(|e| self.failed(e))?;
-        if self.host_id(c)?.is_some() {
-            let why = "its file of leases was removed, and this host still has leases in it: \
-                       leave the domain on all hosts first";
-            return Err(LockError::Stale { what: LeaseId::Domain, why: why.to_owned() });
-        }
+        let c = self.nobodys()?;
         let io = |e: std::io::Error| self.io(&e);
         let job = JobId::generate().to_string();
-        let new = self.dir.sub(Path::new("new")).map_err(io)?;
+        let new = dir.sub(Path::new("new")).map_err(io)?;
         new.mkdir(OsStr::new(&job), 0o770, true).map_err(io)?;
-        let made = new.sub(Path::new(&job)).map_err(io).and_then(|staging| self.fill(c, &staging));
+        let made = new.sub(Path::new(&job)).map_err(io).and_then(|staging| self.fill_file(c, dir, &staging));
         new.remove_tree(OsStr::new(&job)).map_err(io)?;
         made?;
-        self.dir.sync().map_err(io)
+        dir.sync().map_err(io)
     }
 
-    fn fill(&self, c: &Client, staging: &Dir) -> Result<(), LockError> {
+    /// Refuses where this host still is a member by leases that are gone.
+    fn nobodys(&self) -> Result<&'static Client, LockError> {
+        let c = client().map_err(|e| self.failed(e))?;
+        if self.host_id(c)?.is_none() {
+            return Ok(c);
+        }
+        let why = "they were removed, and this host still has leases there: \
+                   leave the domain on all hosts first";
+        Err(LockError::Stale { what: LeaseId::Domain, why: why.to_owned() })
+    }
+
+    /// Makes a device that nobody knows yet one with leases: whatever it held is gone.
+    pub fn format_device(&self) -> Result<(), LockError> {
+        let c = self.nobodys()?;
+        let device = self.store.open().map_err(|e| self.io(&e))?;
+        store::clear(&device).map_err(|e| self.io(&e))?;
+        self.fill(c, device, &self.path)
+    }
+
+    fn fill_file(&self, c: &Client, dir: &Dir, staging: &Dir) -> Result<(), LockError> {
         let io = |e: std::io::Error| self.io(&e);
         let name = OsStr::new(FILE);
         let path = staging.path().join(FILE);
@@ -60,24 +87,29 @@ impl SanlockLocks {
             let text = format!("sanlock needs storage that is read and written past its caches: {e}");
             self.io(&std::io::Error::new(std::io::ErrorKind::Unsupported, text))
         })?;
+        self.fill(c, direct, &path)?;
+        match staging.link(name, dir, name) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(io(e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn fill(&self, c: &Client, direct: Direct, path: &Path) -> Result<(), LockError> {
+        let io = |e: std::io::Error| self.io(&e);
         // Storage with larger sectors refuses the smaller write.
         let sector = match direct.write(AREA / 2, &[0; 512]) {
             Ok(()) => Sector::B512,
             Err(_) => Sector::B4096,
         };
-        c.format_lockspace(&self.lockspace, &path, sector, owner::IO_TIMEOUT).map_err(|e| self.failed(e))?;
+        c.format_lockspace(&self.lockspace, path, sector, owner::IO_TIMEOUT).map_err(|e| self.failed(e))?;
         let slots = (0..FORMATTED).map(Spot::Slot);
         for spot in [Spot::Domain, Spot::Table].into_iter().chain(slots) {
             let (name, offset) = (spot.name(), spot.offset());
-            let lease = Lease { lockspace: &self.lockspace, name: &name, path: &path, offset };
+            let lease = Lease { lockspace: &self.lockspace, name: &name, path, offset };
             c.format(&lease, sector).map_err(|e| self.failed(e))?;
         }
-        Table::make(direct, sector).map_err(io)?;
-        fs::sync_file(&file, &path).map_err(io)?;
-        match staging.link(name, &self.dir, name) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(io(e)),
-            _ => Ok(()),
-        }
+        let table = Table::make(direct, sector).map_err(io)?;
+        fs::sync_file(table.disk().file(), path).map_err(io)
     }
 
     /// This host's number in the domain, `None` when it has not joined.
@@ -104,10 +136,38 @@ impl SanlockLocks {
         Ok(true)
     }
 
-    /// Whether the daemon of this host resets it when leases are lost.
-    pub fn watchdog(&self) -> Result<Watchdog, LockError> {
-        let o = owner().map_err(|e| self.failed(e))?;
-        Ok(o.socket.daemon().map_or(Watchdog::Unknown, Watchdog::of))
+    /// As whom this host takes leases now: its number, and which of its memberships this is.
+    pub fn us(&self) -> Result<(u64, u64), LockError> {
+        let c = client().map_err(|e| self.failed(e))?;
+        let none = || LockError::NotJoined { place: self.path.display().to_string() };
+        let id = self.host_id(c)?.ok_or_else(none)?;
+        let (end, never) = (Instant::now() + FIRST_LOOK, Cancel::default());
+        loop {
+            let us = match c.hosts(&self.lockspace, Some(id)) {
+                // Known from the first renewal on.
+                Err(e) if e.fault() == Some(Fault::InFlight) => None,
+                h => h.map_err(|e| self.refused(&LeaseId::Domain, e))?.first().map(|h| (h.id, h.generation)),
+            };
+            match us.filter(|(_, generation)| *generation > 0) {
+                Some(us) => return Ok(us),
+                None if Instant::now() < end => drop(never.wait(Duration::from_millis(100))),
+                None => return Err(none()),
+            }
+        }
+    }
+
+    /// Whether a membership of a host is known to be over: it was given up as dead, and with a watchdog it was
+    /// reset, or the host has joined anew since. One that only left may have devices still.
+    pub fn is_over(&self, host_id: u64, generation: u64) -> Result<bool, LockError> {
+        let c = client().map_err(|e| self.failed(e))?;
+        let hosts = match c.hosts(&self.lockspace, None) {
+            Err(e) if e.fault() == Some(Fault::InFlight) => return Ok(false),
+            h => h.map_err(|e| self.refused(&LeaseId::Domain, e))?,
+        };
+        let it = hosts.iter().find(|h| h.id == host_id);
+        Ok(it.is_some_and(|h| {
+            h.generation > generation || (h.generation == generation && h.state == State::Dead)
+        }))
     }
 
     /// All hosts that are or were members.

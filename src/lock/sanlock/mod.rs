@@ -5,27 +5,25 @@ mod held;
 mod member;
 mod owner;
 mod slot;
+mod store;
 mod table;
 
-pub use member::MemberInfo;
+pub use member::{MemberInfo, watchdog};
 pub use owner::on_lost;
 
 use super::{Held, Holder, LeaseId, LockBackend, LockError, Mode};
-use crate::sys::direct::Direct;
 use crate::sys::fs::Dir;
 use crate::sys::sanlock::{Client, Fault, Host, Lease, Owners, SanlockError, State, client};
 use held::SanlockHeld;
 use owner::{Owner, owner};
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+use store::Store;
 use table::{Record, Table};
 
 pub const NAME: &str = "sanlock";
-/// Of the domain's `.sdm`.
-const FILE: &str = "sanlock";
 /// Distance of leases: what sanlock wants for sectors of 512 bytes, and for 4096 with up to 250 hosts.
 const AREA: u64 = 1 << 20;
 /// Before it: members, the domain's lease, the table's lease, the table, the members' names.
@@ -42,8 +40,7 @@ const AFTER_DEATH: Duration = Duration::from_secs(30);
 /// Leases of one domain.
 #[derive(Debug)]
 pub struct SanlockLocks {
-    dir: Arc<Dir>,
-    /// As the daemon is told: it has another working directory.
+    store: Arc<Store>,
     path: PathBuf,
     lockspace: String,
     table: OnceLock<Table>,
@@ -80,10 +77,18 @@ impl Spot {
 impl SanlockLocks {
     /// Leases of the domain with this id, whose `.sdm` directory this is. Looks at nothing yet.
     pub fn new(sdm: Dir, domain: uuid::Uuid) -> SanlockLocks {
-        let path = sdm.path().join(FILE);
+        Self::on(Store::File(sdm), domain)
+    }
+
+    /// Leases of the domain with this id, which lie on a device.
+    pub fn on_device(device: PathBuf, domain: uuid::Uuid) -> SanlockLocks {
+        Self::on(Store::Device(device), domain)
+    }
+
+    fn on(store: Store, domain: uuid::Uuid) -> SanlockLocks {
         SanlockLocks {
-            path: std::path::absolute(&path).unwrap_or(path),
-            dir: Arc::new(sdm),
+            path: store.path(),
+            store: Arc::new(store),
             lockspace: domain.to_string(),
             table: OnceLock::new(),
             clocks: Mutex::default(),
@@ -104,7 +109,7 @@ impl SanlockLocks {
         if let Some(t) = self.table.get() {
             return Ok(t);
         }
-        let file = Direct::open(&self.dir, OsStr::new(FILE)).map_err(|e| match e.kind() {
+        let file = self.store.open().map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => {
                 let text = "it is missing; `onesdm domain init --lock sanlock` makes it";
                 self.io(&std::io::Error::new(e.kind(), text))
@@ -129,17 +134,17 @@ impl SanlockLocks {
     fn take(&self, id: &LeaseId, spot: Spot, mode: Mode) -> Result<SanlockHeld, LockError> {
         let sector = self.table()?.sector;
         let owner = owner().map_err(|e| self.failed(e))?;
-        let entry = self.dir.entry(OsStr::new(FILE)).map_err(|e| self.io(&e))?;
-        let Some(entry) = entry.filter(|e| e.nlink == 1) else { return Err(LockError::Lost(id.clone())) };
+        let on = self.store.identity().map_err(|e| self.io(&e))?;
+        let Some(on) = on else { return Err(LockError::Lost(id.clone())) };
         match self.with(spot, |l| owner.take(l, mode == Mode::Shared)) {
             Ok(()) => {}
             Err(e) if e.fault() == Some(Fault::Held) => return Err(self.silence(id, &owner, spot)),
             Err(e) => return Err(self.refused(id, e)),
         }
         let (path, lockspace) = (self.path.clone(), self.lockspace.clone());
-        let (dir, name, id) = (Arc::clone(&self.dir), spot.name(), id.clone());
-        let held = SanlockHeld { owner, dir, path, lockspace, name, spot, sector, ino: entry.ino, id };
-        held.same_file()?;
+        let (store, name, id) = (Arc::clone(&self.store), spot.name(), id.clone());
+        let held = SanlockHeld { owner, store, path, lockspace, name, spot, sector, on, id };
+        held.same_place()?;
         Ok(held)
     }
 

@@ -108,13 +108,12 @@ impl SanlockLocks {
     fn grow(&self, slot: u64) -> Result<bool, LockError> {
         let c = client().map_err(|e| self.failed(e))?;
         let table = self.table()?;
-        let (file, end) = (table.file(), Spot::Slot(slot + 1).offset());
-        // Longer only: another maker may have died after this and before its record.
-        if file.metadata().map_err(|e| self.io(&e))?.len() < end {
-            fs::set_len(file, &self.path, end).map_err(|e| self.io(&e))?;
+        let end = Spot::Slot(slot + 1).offset();
+        if !self.store.reach(table.disk(), end).map_err(|e| self.io(&e))? {
+            return Ok(false);
         }
         self.with(Spot::Slot(slot), |l| c.format(l, table.sector)).map_err(|e| self.failed(e))?;
-        fs::sync_file(table.file(), &self.path).map_err(|e| self.io(&e))?;
+        fs::sync_file(table.disk().file(), &self.path).map_err(|e| self.io(&e))?;
         table.put(slot, &Record::default()).map_err(|e| self.io(&e))?;
         Ok(true)
     }

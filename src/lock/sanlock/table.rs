@@ -104,8 +104,8 @@ impl Table {
         Ok(Table { file, sector })
     }
 
-    pub fn file(&self) -> &std::fs::File {
-        self.file.file()
+    pub fn disk(&self) -> &Direct {
+        &self.file
     }
 
     /// How many slots there can be.

@@ -4,7 +4,6 @@
 
 use super::Block;
 use crate::data::{self, FetchOptions, archive, fetch};
-use crate::engine::Access;
 use crate::image::{self, Format, Probe, probe};
 use crate::lock::Mode;
 use crate::one::{self, DsRequest, Volume};
@@ -86,8 +85,8 @@ pub fn clone(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bool) -> Result<S
     let size = from.there(&source)?.size;
     let mut work = b.g.begin(&v)?;
     let to = b.stage(&mut work, &leases, &v, size)?;
-    let file = fill::open(&from.attach(&name(&source)?, Access::Read)?)?;
-    pour(&b, &work, &file, Format::Raw, &to).with_context(|| format!("cloning {source}"))?;
+    let read = |file: &File| pour(&b, &work, file, Format::Raw, &to);
+    from.read(&name(&source)?, read).with_context(|| format!("cloning {source}"))?;
     let answer = format!("{} raw", v.source());
     b.publish(work, to, &v, (&request, &answer))?;
     Ok(answer)

@@ -12,7 +12,6 @@ pub(super) use snap::{delete as snap_delete, flatten as snap_flatten, revert as 
 use super::export::answer;
 use super::{Ctx, monitor as plain};
 use crate::data;
-use crate::engine::Access;
 use crate::image::Format;
 use crate::lock::{Mode, SlabLease};
 use crate::one::{DsRequest, Volume};
@@ -20,8 +19,9 @@ use crate::sdm::{Job, Work, remove, settle};
 use crate::sys::{Bytes, Class};
 use crate::verb::blank::Blank;
 use crate::verb::group::{Group, Staged, name, pool};
-use crate::verb::{fill, refuse};
+use crate::verb::refuse;
 use anyhow::{Context as _, Result};
+use std::fs::File;
 
 /// One request at work.
 struct Block<'a> {
@@ -159,8 +159,7 @@ pub fn export(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     let _lease = b.g.lease(&[(&v, Mode::Shared)])?;
     settle::acknowledge(&b.g.domain, &name(&v)?, job);
     let size = req.image()?.size.unwrap_or(b.g.there(&v)?.size);
-    let file = fill::open(&b.g.attach(&name(&v)?, Access::Read)?)?;
-    let md5 = data::digest_of(&file, data::Algo::Md5, &job.watch())
-        .with_context(|| format!("reading image {v}"))?;
+    let digest = |file: &File| data::digest_of(file, data::Algo::Md5, &job.watch()).map_err(Into::into);
+    let md5 = b.g.read(&name(&v)?, digest).with_context(|| format!("reading image {v}"))?;
     Ok(answer(&v.source(), &md5, size, Format::Raw))
 }

@@ -106,7 +106,7 @@ fn an_image_is_thin_when_it_is_persistent_and_removed_whatever_it_is_called_then
 fn verbs_on_real_metadata_cut_off_at_any_change_leave_the_old_or_the_new() {
     let (group, b) = (lvm::Bed::new(120 << 20), bed());
     let locks: Arc<dyn LockBackend> = Arc::new(MemLocks::default());
-    let engine = || lvm::engine(&group, "1", &locks);
+    let engine = || lvm::engine(&group, 1, &locks);
     let sound = || Domain::in_group(engine(), Box::new(Arc::clone(&locks))).unwrap();
     let at = Place::Public(Name::parse("img-one-0").unwrap());
     let content = |d: &Domain| {

@@ -2,15 +2,16 @@
 
 use super::Disk;
 use crate::data;
-use crate::engine::{Access, Name};
+use crate::engine::Name;
 use crate::lock::Mode;
 use crate::one::Volume;
 use crate::sdm::Work;
 use crate::sys::{Bytes, Class};
 use crate::verb::blank::Blank;
 use crate::verb::group::{Group, Staged, lease_two, name};
-use crate::verb::{fill, refuse};
+use crate::verb::refuse;
 use anyhow::{Context as _, Result};
+use std::fs::File;
 
 fn mib(n: u64) -> Result<Bytes> {
     Bytes::mib(n).ok_or_else(|| refuse(Class::Usage, format!("a disk of {n} MiB is not possible")))
@@ -63,9 +64,9 @@ fn publish(d: &Disk<'_>, mut work: Work<'_>, staged: Staged) -> Result<()> {
 }
 
 fn pour(d: &Disk<'_>, from: &Name, staged: &Staged) -> Result<()> {
-    let source = fill::open(&d.g.attach(from, Access::Read)?)?;
     let target = staged.slab.file.as_ref().context("a staged volume has no device")?;
-    let copied = data::pour(&source, target, &d.tm.job.watch()).with_context(|| format!("reading {from}"))?;
+    let pour = |source: &File| data::pour(source, target, &d.tm.job.watch()).map_err(Into::into);
+    let copied = d.g.read(from, pour).with_context(|| format!("reading {from}"))?;
     d.tm.job.method(copied.method.as_str());
     Ok(())
 }

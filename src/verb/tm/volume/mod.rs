@@ -9,7 +9,7 @@ mod snap;
 use super::op::Delete;
 use super::place::Spot;
 use super::{At, Tm, delete};
-use crate::engine::{Access, Name};
+use crate::engine::Name;
 use crate::lock::Mode;
 use crate::one::Volume;
 use crate::sdm::remove;
@@ -103,7 +103,7 @@ impl Disk<'_> {
 
     /// The device is there and the link leads to it.
     fn show(&self) -> Result<()> {
-        self.g.attach(&name(&self.v)?, Access::Write)?;
+        self.g.attach(&name(&self.v)?)?;
         let to = self.target();
         if self.at.link()?.as_deref() == Some(to.as_str()) {
             return Ok(());

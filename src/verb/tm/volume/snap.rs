@@ -1,7 +1,7 @@
 //! Snapshots of a disk: thin volumes in its pool, made and taken back at no cost; and its size.
 
 use super::Disk;
-use crate::engine::{Access, Name, Place, Spec};
+use crate::engine::{Name, Place, Spec};
 use crate::lock::{Mode, SlabLease};
 use crate::sdm::remove;
 use crate::sys::{Bytes, Class};
@@ -65,7 +65,7 @@ pub(super) fn revert(d: &Disk<'_>, n: i64) -> Result<()> {
         work.commit(&d.tm.request, "", steps)?;
     }
     // The machine will want it.
-    d.g.attach(&volume, Access::Write)?;
+    d.g.attach(&volume)?;
     Ok(())
 }
 
