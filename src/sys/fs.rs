@@ -454,7 +454,8 @@ pub fn is_open_elsewhere(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b".nfs")
 }
 
-fn ignore_absent(r: io::Result<()>) -> io::Result<()> {
+/// What is not there is as good as removed.
+pub fn ignore_absent(r: io::Result<()>) -> io::Result<()> {
     match r {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         r => r,

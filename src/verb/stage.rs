@@ -1,7 +1,7 @@
 //! A directory for one verb's secrets: nobody else may read it, and it goes with its verb. What a killed one
 //! leaves is taken away by the next.
 
-use crate::sys::fs::Dir;
+use crate::sys::fs::{Dir, ignore_absent};
 use anyhow::{Context as _, Result};
 use std::ffi::OsString;
 use std::io;
@@ -54,13 +54,6 @@ impl Drop for Stage {
         if let Err(e) = self.home.remove_tree(&self.name) {
             tracing::warn!(dir = %self.dir.path().display(), error = %e, "a private directory stays");
         }
-    }
-}
-
-fn ignore_absent(r: io::Result<()>) -> io::Result<()> {
-    match r {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        r => r,
     }
 }
 

@@ -3,12 +3,10 @@
 //! formats are copied as they are (E11). Contract 3.0.4, 3.1, 3.2.
 
 use super::op::Clone;
-use super::place::Spot;
 use super::{At, DiskFormat, Tm, ln, marker};
 use crate::data::Sparse;
 use crate::engine::{Kind, Name};
 use crate::image::{self, Format, Probe};
-use crate::lock::Mode;
 use crate::sdm::Work;
 use crate::sdm::record::Step;
 use crate::sdm::work::Slab;
@@ -22,22 +20,16 @@ use std::fs::File;
 use std::path::PathBuf;
 
 pub(super) fn run(tm: &Tm<'_>, op: &Clone) -> Result<()> {
-    let at = tm.open(Spot::disk(tm.ctx, &op.disk)?)?;
-    if tm.recorded(&at.domain)? {
-        return Ok(());
-    }
-    let image = tm.open(Spot::image(tm.ctx, &op.image)?)?;
-    let _image = tm.lease(&image, Mode::Shared)?;
-    let _disk = tm.lease(&at, Mode::Exclusive)?;
-    at.not_in_use()?;
+    let Some((disk, image)) = tm.take_image(&op.disk, &op.image)? else { return Ok(()) };
+    let (at, image) = (&disk.at, &image.at);
     let grow = wanted(op.size_mib, op.original_mib)?;
-    let mut work = tm.begin(&at)?;
+    let mut work = tm.begin(at)?;
     let mut steps = match op.format {
-        DiskFormat::Qcow2 => layered(tm, op, &image, &at, &mut work, grow)?,
-        DiskFormat::Raw | DiskFormat::Other => copied(tm, op, &image, &at, &mut work, grow)?,
+        DiskFormat::Qcow2 => layered(tm, op, image, at, &mut work, grow)?,
+        DiskFormat::Raw | DiskFormat::Other => copied(tm, op, image, at, &mut work, grow)?,
     };
-    steps.extend(marker::steps(&at, &mut work, &op.marker)?);
-    tm.commit(&at, work, steps)
+    steps.extend(marker::steps(at, &mut work, &op.marker)?);
+    tm.commit(at, work, steps)
 }
 
 /// The size to grow to, where one is asked for.

@@ -64,6 +64,12 @@ struct At {
     spot: Spot,
 }
 
+/// One that others keep away from.
+struct Leased {
+    at: At,
+    _lease: Vec<SlabLease>,
+}
+
 impl At {
     fn name(&self) -> &Name {
         &self.spot.name
@@ -120,6 +126,20 @@ impl<'a> Tm<'a> {
             return Ok(false);
         }
         Ok(settle::recorded(domain, self.job)?.is_some_and(|c| c.request == self.request))
+    }
+
+    /// A disk that is to be, and the image that it comes from, each with its lease. `None`: this very request
+    /// was served before.
+    fn take_image(&self, disk: &str, image: &str) -> Result<Option<(Leased, Leased)>> {
+        let disk = self.open(Spot::disk(self.ctx, disk)?)?;
+        if self.recorded(&disk.domain)? {
+            return Ok(None);
+        }
+        let image = self.open(Spot::image(self.ctx, image)?)?;
+        let read = self.lease(&image, Mode::Shared)?;
+        let write = self.lease(&disk, Mode::Exclusive)?;
+        disk.not_in_use()?;
+        Ok(Some((Leased { at: disk, _lease: write }, Leased { at: image, _lease: read })))
     }
 
     /// Starts work on an image or disk and its snapshots. The directory of the VM is made when missing.

@@ -20,25 +20,19 @@ use anyhow::{Context as _, Result};
 
 /// *Again*: a disk that is there is kept aside.
 pub(super) fn pull(tm: &Tm<'_>, op: &Pull) -> Result<()> {
-    let at = tm.open(Spot::disk(tm.ctx, &op.disk)?)?;
-    if tm.recorded(&at.domain)? {
-        return Ok(());
-    }
-    let image = tm.open(Spot::image(tm.ctx, &op.image)?)?;
-    let _image = tm.lease(&image, Mode::Shared)?;
-    let _disk = tm.lease(&at, Mode::Exclusive)?;
-    at.not_in_use()?;
-    let snaps = layers_of(tm, &image)?;
-    let mut work = tm.begin(&at)?;
+    let Some((disk, image)) = tm.take_image(&op.disk, &op.image)? else { return Ok(()) };
+    let (at, image) = (&disk.at, &image.at);
+    let snaps = layers_of(tm, image)?;
+    let mut work = tm.begin(at)?;
     let from = if op.format == DiskFormat::Qcow2 { snaps.active(&snaps.layers()?)? } else { None };
     let mut steps = if op.format == DiskFormat::Qcow2 {
-        chain(tm, &snaps, (&image, from.as_ref()), &at, &mut work)?
+        chain(tm, &snaps, (image, from.as_ref()), at, &mut work)?
     } else {
-        let source = clone::open(&image, &resolved(&image)?)?;
-        copies(tm, &snaps, &source, &at, &mut work)?
+        let source = clone::open(image, &resolved(image)?)?;
+        copies(tm, &snaps, &source, at, &mut work)?
     };
-    steps.extend(marker::steps(&at, &mut work, &op.marker)?);
-    tm.commit(&at, work, steps)
+    steps.extend(marker::steps(at, &mut work, &op.marker)?);
+    tm.commit(at, work, steps)
 }
 
 /// *Again*: what the image was is kept aside. The disk stays; it is deleted by a call of its own.
