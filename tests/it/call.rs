@@ -46,6 +46,15 @@ impl<'a> Call<'a> {
         self
     }
 
+    /// Runs it and its children held up at these system calls, so that others meet it: `delay_enter=MICROSECONDS`.
+    pub fn slowed(self, calls: &str, how: &str) -> Self {
+        let (trace, inject) = (format!("trace={calls}"), format!("inject={calls}:{how}"));
+        let mut words = self.under.clone();
+        let more = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+        words.extend(more.map(Into::into));
+        Call { under: words, ..self }
+    }
+
     /// Starts it as oned does: in `$VAR`, in its own process group, stdin a pipe, the environment cleared.
     pub fn start(self) -> Running {
         let mut words = self.under.clone();

@@ -149,20 +149,9 @@ fn children_inherit_nothing_but_their_own() {
     bed.store(100);
     let scene = scenes::all().into_iter().find(|s| s.name == "cp qcow2 to raw").unwrap();
     let stage = scene.stage(&bed);
-    let hold = [
-        "strace",
-        "-f",
-        "-qq",
-        "-o",
-        "/dev/null",
-        "-e",
-        "trace=execve",
-        "-e",
-        "inject=execve:delay_exit=400000",
-    ];
     // A shell of the test's own leaves descriptor 9 open for the program.
     let leak = ["sh", "-c", "exec 9</etc/passwd; exec \"$@\"", "leak"];
-    let mut running = scene.call(&stage).under(&[&leak[..], &hold[..]].concat()).start();
+    let mut running = scene.call(&stage).under(&leak).slowed("execve", "delay_exit=400000").start();
     let (mut seen, mut foreign) = (false, Vec::new());
     while running.is_running() {
         for pid in bed::names("/proc".as_ref()).into_iter().filter(|n| n.parse::<u32>().is_ok()) {

@@ -31,9 +31,7 @@ pub fn cp(bed: &Bed, id: u32) -> String {
 
 /// Starts a call held up at each flush, so that others meet it.
 fn slow(bed: &Bed, verb: &str, id: u32, dump: &str) -> Running {
-    let words = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync"];
-    let hold = ["-e", "inject=fsync,fdatasync:delay_enter=100000"];
-    bed.ds(verb, id, dump).under(&[&words[..], &hold[..]].concat()).start()
+    bed.ds(verb, id, dump).slowed("fsync,fdatasync", "delay_enter=100000").start()
 }
 
 /// Waits until a job has staged something.

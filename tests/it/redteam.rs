@@ -200,8 +200,6 @@ fn r1_9_an_image_in_use_is_not_replaced() {
 #[test]
 fn r1_10_a_layer_taken_out_in_place_may_be_killed_at_any_moment() {
     let scene = scenes::named("snap_delete qcow2");
-    let slow = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=pwrite64,pwritev,fdatasync", "-e"];
-    let slow = [&slow[..], &["inject=pwrite64,pwritev,fdatasync:delay_enter=20000"]].concat();
     let (mut half, rounds) = (0, if full() { 40 } else { 8 });
     for n in 0..rounds {
         let bed = ready(None, true);
@@ -209,7 +207,7 @@ fn r1_10_a_layer_taken_out_in_place_may_be_killed_at_any_moment() {
         let top = bed.store_path(100).join("0123456789abcdef0123456789abcdef.snap/2");
         let read = || guest::Reader::default().read(&top).unwrap();
         let was = (read(), std::fs::read(&top).unwrap());
-        let running = scene.call(&stage).under(&slow).start();
+        let running = scene.call(&stage).slowed("pwrite64,pwritev,fdatasync", "delay_enter=20000").start();
         std::thread::sleep(Duration::from_millis(20 + 400 * n / rounds));
         running.signal(Signal::KILL);
         running.wait();

@@ -103,9 +103,7 @@ fn removed_while(creation: &str, pause_at: Option<usize>) -> (Done, Duration) {
         Oracle::new(&bed.store(100)).compare(&left).unwrap();
         paused.wakes()
     } else {
-        let slow = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e"];
-        let mut running =
-            call.under(&[&slow[..], &["inject=fsync,fdatasync:delay_enter=200000"]].concat()).start();
+        let mut running = call.slowed("fsync,fdatasync", "delay_enter=200000").start();
         while names(&bed.store_path(100).join(".sdm/new")).is_empty() && running.is_running() {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -191,12 +191,7 @@ fn failures_tell_no_secret() {
 fn a_running_transfer_shows_no_secret() {
     let bed = Bed::new();
     bed.store(100);
-    let server = Server::new(|_, out| {
-        out.head("200 OK", &["Content-Length: 100000"])?;
-        out.body(&[7; 5000])?;
-        out.silence();
-        Ok(())
-    });
+    let server = Server::stalled();
     let mut running =
         bed.ds("cp", 7, &doc(&bed, &server.secret_url()).xml()).env("SECRET", "hidden-env").start();
     let new = bed.store_path(100).join(".sdm/new");

@@ -48,12 +48,7 @@ fn a_directory_that_an_answer_cannot_name_is_refused() {
 fn a_crash_dumps_no_secret() {
     let bed = Bed::new();
     bed.store(100);
-    let server = Server::new(|_, out| {
-        out.head("200 OK", &["Content-Length: 100000"])?;
-        out.body(&[7; 5000])?;
-        out.silence();
-        Ok(())
-    });
+    let server = Server::stalled();
     let dump = Doc::new(&bed, 7).image("PATH", server.secret_url()).xml();
     let mut running = bed.ds("cp", 7, &dump).start();
     while server.sent() == 0 {

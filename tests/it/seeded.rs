@@ -10,19 +10,6 @@ use crate::{fail, guest, scenes};
 use std::path::Path;
 use std::time::Duration;
 
-/// Each flush takes a while.
-const SLOW: [&str; 9] = [
-    "strace",
-    "-f",
-    "-qq",
-    "-o",
-    "/dev/null",
-    "-e",
-    "trace=fsync,fdatasync",
-    "-e",
-    "inject=fsync,fdatasync:delay_enter=150000",
-];
-
 /// Nothing is ever flushed: what was answered is not there after a power loss.
 #[test]
 fn a_dropped_fsync_is_caught() {
@@ -120,7 +107,7 @@ fn deleted_meanwhile(bug: Option<&str>) -> Result<(), String> {
     std::fs::write(toml, text + "[lock]\nwait = \"0s\"\n").unwrap();
     let stage = scene.stage(&bed);
     let with = |call: Call<'_>| bug.into_iter().fold(call, |c, bug| c.env("ONESDM_TEST_BUG", bug)).start();
-    let mut running = with(scene.call(&stage).under(&SLOW));
+    let mut running = with(scene.call(&stage).slowed("fsync,fdatasync", "delay_enter=150000"));
     while names(&bed.store_path(100).join(".sdm/new")).is_empty() {
         assert!(running.is_running(), "it was too fast");
         std::thread::sleep(Duration::from_millis(1));
@@ -144,7 +131,8 @@ fn collected_while_running(bug: Option<&str>) -> Result<(), String> {
     let scene = scenes::named("cp raw");
     let bed = ready(None, true);
     let stage = scene.stage(&bed);
-    let mut call = scene.call(&stage).under(&SLOW);
+    // Each flush takes a while.
+    let mut call = scene.call(&stage).slowed("fsync,fdatasync", "delay_enter=150000");
     if let Some(bug) = bug {
         call = call.env("ONESDM_TEST_BUG", bug);
     }

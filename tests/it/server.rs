@@ -129,6 +129,16 @@ impl Server {
         Server::new(move |asked, out| out.ranged(asked, &bytes, "\"1\"", usize::MAX))
     }
 
+    /// Sends the beginning of an image, and then nothing more.
+    pub fn stalled() -> Server {
+        Server::new(|_, out| {
+            out.head("200 OK", &["Content-Length: 100000"])?;
+            out.body(&[7; 5000])?;
+            out.silence();
+            Ok(())
+        })
+    }
+
     pub fn url(&self) -> String {
         format!("http://{}/image", self.address)
     }
