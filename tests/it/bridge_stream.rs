@@ -64,7 +64,7 @@ fn a_copy_that_is_cut_goes_on_where_it_stopped() {
         if is_network {
             cloud.ok(&["cut", "h1"]);
         } else {
-            crate::tm_kill::signal_on(&cloud, "h1", "onesdm agen[t]", "KILL");
+            crate::tm_kill::signal_on(&cloud, "h1", "onesdm agent", "KILL");
         }
         assert!(!call.wait().unwrap().success());
         assert!(cloud.inside("h1", || names(Path::new(DS))).iter().all(|n| n == ".sdm"));

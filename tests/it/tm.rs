@@ -2,10 +2,9 @@
 //! lives of VMs, by the seed's words and longer. After every call each disk, snapshot and image is read and
 //! compared, and so is the tree.
 
+use crate::hosts::Cloud;
 use crate::runner::{self, Disk, Kind, MIB, STORES, Vm, source};
 use std::collections::BTreeMap;
-
-const SHARED: &[u32] = &[100, 101, 102];
 
 /// Puts an image into a VM: `clone`, or `ln` of a persistent one.
 pub fn deploy(vm: &mut Vm<'_>, n: u32, image: &str, persistent: bool, grown: usize) {
@@ -47,7 +46,7 @@ pub fn delete(vm: &mut Vm<'_>, n: u32) {
 /// The seed's "Example VM", as it stands, for both formats.
 #[test]
 fn the_example_vm_of_the_seed() {
-    let cloud = runner::cloud(SHARED);
+    let cloud = runner::cloud_for("shared");
     for (id, kind, driver) in [(1, Kind::Raw, "shared"), (2, Kind::Qcow2, "qcow2")] {
         let mut vm = Vm::new(&cloud, driver, id);
         let (os, data) = (format!("os{id}"), format!("data{id}"));
@@ -89,17 +88,20 @@ fn the_example_vm_of_the_seed() {
     sound(&cloud);
 }
 
-pub fn sound(cloud: &crate::hosts::Cloud) {
+/// Nothing is left in anybody's area.
+pub fn sound(cloud: &Cloud) {
     let program = crate::bed::program();
-    for verb in ["gc", "check"] {
-        cloud.on("fe", &[program.to_str().unwrap(), verb]);
-    }
-    for ds in SHARED {
-        for dir in ["new", "del"] {
+    for host in ["fe", "h1", "h2"] {
+        for verb in ["gc", "check"] {
+            cloud.on(host, &[program.to_str().unwrap(), verb]);
+        }
+        for (ds, dir) in [100, 101, 102].into_iter().flat_map(|ds| [(ds, "new"), (ds, "del")]) {
             let path = format!("{STORES}/{ds}/.sdm/{dir}");
-            let left = cloud.inside("fe", || crate::bed::names(path.as_ref()));
-            let garbage: Vec<_> = left.iter().filter(|n| !n.contains(".keep")).collect();
-            assert!(garbage.is_empty(), "{path}: {left:?}");
+            let left = cloud.inside(host, || match std::fs::read_dir(&path) {
+                Ok(entries) => entries.flatten().map(|e| e.file_name().into_string().unwrap()).collect(),
+                Err(_) => Vec::new(),
+            });
+            assert!(left.iter().all(|n| n.contains(".keep")), "{host}:{path}: {left:?}");
         }
     }
 }
@@ -142,72 +144,153 @@ pub fn save(vm: &mut Vm<'_>, n: u32, snap: Option<u32>, name: &str) {
     vm.ok("cpds", &[&vm.disk(n), &source(name), &id], 100);
 }
 
-/// A longer life: all that a shared datastore offers to a VM that does not run.
-fn life(kind: Kind, driver: &'static str) {
-    let cloud = runner::cloud(SHARED);
-    let mut vm = Vm::new(&cloud, driver, 7);
-    vm.image("os", kind, 1);
-    vm.image("data", kind, 1);
-    deploy(&mut vm, 0, "os", false, 1);
-    deploy(&mut vm, 1, "data", true, 0);
-    for (n, format) in [(2, "raw"), (3, "qcow2")] {
-        let kind = if format == "raw" { Kind::Raw } else { Kind::Qcow2 };
-        let (content, snaps) = (vec![0; 4 * MIB], BTreeMap::new());
-        vm.disks
-            .insert(n, Disk { kind, image: None, persistent: false, content, snaps, active: None, tm: None });
-        vm.ok("mkimage", &["4", format, &vm.disk(n)], 101);
+/// A disk of no image.
+pub fn blank(kind: Kind, content: Vec<u8>) -> Disk {
+    let snaps = BTreeMap::new();
+    Disk { kind, image: None, persistent: false, content, snaps, active: None, tm: None }
+}
+
+/// A disk whose bits are its maker's affair, except for what must be at one place.
+fn made(vm: &mut Vm<'_>, n: u32, (verb, args): (&str, &[&str]), (at, what): (usize, &str)) {
+    let disk = vm.disk(n);
+    let out = vm.run(verb, &[args, &[disk.as_str()]].concat(), vm.ds);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let path = format!("{STORES}/{}/{}/disk.{n}", vm.ds, vm.id);
+    let content = vm.cloud.inside(vm.host, || std::fs::read(path).unwrap());
+    assert!(content[at..].starts_with(what.as_bytes()), "{verb}: no {what} at {at}");
+    vm.disks.insert(n, blank(Kind::Raw, content));
+    vm.check();
+}
+
+/// `resize`, of a VM that runs and of one that does not.
+fn grow(vm: &mut Vm<'_>, n: u32) {
+    vm.lcm = 62;
+    vm.ok("resize", &[&vm.disk(n), "99"], 100);
+    vm.lcm = 63;
+    let (disk, copies) = (vm.disks.get_mut(&n).unwrap(), vm.copies);
+    disk.content.resize(disk.content.len() + 2 * MIB, 0);
+    let mib = (disk.content.len() / MIB).to_string();
+    if let Some(image) = disk.image.clone().filter(|_| disk.persistent && !copies) {
+        vm.images.get_mut(&image).unwrap().1.clone_from(&disk.content);
+    }
+    vm.ok("resize", &[&vm.disk(n), &mib], 100);
+    vm.lcm = 3;
+}
+
+/// `mvds`: the disk is the image again, with its snapshots.
+pub fn store(vm: &mut Vm<'_>, n: u32) {
+    let disk = vm.disks[&n].clone();
+    let name = disk.image.clone().unwrap();
+    if vm.copies {
+        vm.images.insert(name.clone(), (disk.kind, disk.content.clone()));
+        vm.stored.insert(name.clone(), disk);
+    }
+    vm.ok("mvds", &[&vm.disk(n), &source(&name)], 100);
+}
+
+/// The VM's directory, the rest of its disks with it.
+pub fn end(vm: &mut Vm<'_>) {
+    let dir = vm.at(vm.host, vm.ds, None);
+    vm.disks.clear();
+    for _ in 0..2 {
+        vm.ok("delete", &[&dir], vm.ds);
+    }
+}
+
+/// A longer life: all that is offered to a VM that does not run.
+pub fn life(vm: &mut Vm<'_>, kind: Kind, mib: usize) {
+    vm.image("os", kind, mib);
+    vm.image("data", kind, mib);
+    // One that is given up.
+    deploy(vm, 0, "os", false, 0);
+    end(vm);
+    deploy(vm, 0, "os", false, 1);
+    deploy(vm, 1, "data", true, 0);
+    for (n, kind) in [(2, Kind::Raw), (3, Kind::Qcow2)] {
+        vm.disks.insert(n, blank(kind, vec![0; 4 * MIB]));
+        vm.ok("mkimage", &["4", kind.name(), &vm.disk(n)], 101);
         vm.guest(n);
     }
+    made(vm, 5, ("mkswap", &["1"]), (4086, "SWAPSPACE2"));
+    vm.cloud.write("fe", "/var/lib/one/vms/7/context.sh", "TOKEN='x'\n");
+    made(vm, 6, ("context", &["/var/lib/one/vms/7/context.sh"]), (0x8028, "CONTEXT"));
     for n in [0, 1] {
         vm.guest(n);
-        snapshot(&mut vm, n, 0);
-        snapshot(&mut vm, n, 1);
-        save(&mut vm, n, Some(0), &format!("snap{n}"));
-        revert(&mut vm, n, 0);
-        snapshot(&mut vm, n, 2);
-        forget(&mut vm, n, 1);
-        save(&mut vm, n, None, &format!("now{n}"));
+        snapshot(vm, n, 0);
+        snapshot(vm, n, 1);
+        save(vm, n, Some(0), &format!("snap{n}"));
+        revert(vm, n, 0);
+        snapshot(vm, n, 2);
+        forget(vm, n, 1);
+        save(vm, n, None, &format!("now{n}"));
     }
-    for (n, mib) in [(0, 3), (2, 6), (3, 6)] {
-        let before = vm.disks[&n].content.len();
-        vm.lcm = 62;
-        vm.ok("resize", &[&vm.disk(n), "99"], 100);
-        vm.lcm = 63;
-        vm.disks.get_mut(&n).unwrap().content.resize(mib * MIB, 0);
-        vm.ok("resize", &[&vm.disk(n), &mib.to_string()], 100);
-        assert!(vm.disks[&n].content.len() > before);
-        vm.lcm = 3;
-    }
-    // Attach and detach, another system datastore, other hosts.
-    deploy(&mut vm, 4, "now0", false, 0);
-    delete(&mut vm, 4);
-    travel(&mut vm, "h2", 101);
-    travel(&mut vm, "h2", 102);
     for n in 0..4 {
-        vm.guest(n);
+        grow(vm, n);
     }
-    travel(&mut vm, "fe", 101);
-    travel(&mut vm, "h1", 102);
+    // Attach and detach, another host, another system datastore, the front-end.
+    deploy(vm, 4, "now0", false, 0);
+    delete(vm, 4);
+    for (host, ds) in [("h2", 101), ("h2", 102), ("fe", 101), ("h1", 102)] {
+        travel(vm, host, ds);
+        for n in 0..4 {
+            vm.guest(n);
+        }
+    }
     for n in [0, 1] {
-        revert(&mut vm, n, 2);
-        forget(&mut vm, n, 2);
+        revert(vm, n, 2);
+        forget(vm, n, 2);
     }
-    vm.ok("mvds", &[&vm.disk(1), &source("data")], 100);
+    if vm.copies {
+        // The image is as it was until then.
+        snapshot(vm, 1, 5);
+    }
+    store(vm, 1);
     for n in [0, 2, 3] {
-        delete(&mut vm, n);
+        delete(vm, n);
     }
     vm.check();
-    sound(&cloud);
+    if vm.copies {
+        end(vm);
+        // Elsewhere, with its snapshots; and once more, without.
+        (vm.id, vm.host, vm.ds) = (17, "h2", 102);
+        deploy(vm, 0, "data", true, 0);
+        vm.guest(0);
+        revert(vm, 0, 5);
+        forget(vm, 0, 0);
+        store(vm, 0);
+        end(vm);
+    }
+    sound(vm.cloud);
+}
+
+fn long(kind: Kind, driver: &'static str) {
+    let cloud = runner::cloud_for(driver);
+    life(&mut Vm::new(&cloud, driver, 7), kind, 1);
 }
 
 #[test]
 fn a_long_life_of_raw_disks() {
-    life(Kind::Raw, "shared");
+    long(Kind::Raw, "shared");
 }
 
 #[test]
 fn a_long_life_of_qcow2_disks() {
-    life(Kind::Qcow2, "sdm_shared");
+    long(Kind::Qcow2, "sdm_shared");
+}
+
+#[test]
+fn a_long_life_of_raw_disks_on_local() {
+    long(Kind::Raw, "local");
+}
+
+#[test]
+fn a_long_life_of_qcow2_disks_on_local() {
+    long(Kind::Qcow2, "sdm_local");
+}
+
+#[test]
+fn a_long_life_of_qcow2_disks_on_ssh() {
+    long(Kind::Qcow2, "ssh");
 }
 
 /// An image datastore that all hosts see, and a system datastore that each has its own of: the suffix `ssh`.

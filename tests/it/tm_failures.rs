@@ -3,9 +3,8 @@
 
 use crate::hosts::{Cloud, eventually};
 use crate::runner::{self, Kind, MIB, STORES, Vm, source, words};
-use crate::tm::{deploy, snapshot, travel};
+use crate::tm::{blank, deploy, end, snapshot, travel};
 use crate::tm_kill::{arm_on, signal};
-use crate::tm_local::{blank, end};
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -55,7 +54,7 @@ fn staged(cloud: &Cloud, host: &str, ds: u32) -> bool {
 #[test]
 fn a_dead_host_leaves_the_source_whole() {
     let cloud = runner::cloud(&[]);
-    let mut vm = Vm::local(&cloud, "local", 7);
+    let mut vm = Vm::new(&cloud, "local", 7);
     vm.image("os", Kind::Qcow2, 1);
     deploy(&mut vm, 0, "os", false, 0);
     snapshot(&mut vm, 0, 0);
@@ -76,7 +75,7 @@ fn a_dead_host_leaves_the_source_whole() {
     cloud.ok(&["boot", "h1"]);
     vm.check();
     travel(&mut vm, "h2", 101);
-    crate::tm_local::sound(&cloud);
+    crate::tm::sound(&cloud);
 }
 
 #[test]
@@ -84,7 +83,7 @@ fn a_full_disk_leaves_the_source_whole_on_local() {
     let cloud = runner::cloud(&[]);
     small(&cloud, "fe", 100, 11);
     small(&cloud, "h2", 101, 5);
-    let mut vm = Vm::local(&cloud, "local", 7);
+    let mut vm = Vm::new(&cloud, "local", 7);
     dense(&mut vm, "os", 6);
     deploy(&mut vm, 0, "os", false, 0);
     let (a, b) = (vm.at("h1", 101, None), vm.at("h2", 101, None));
@@ -137,7 +136,7 @@ fn a_datastore_that_is_not_mounted_is_refused_on_local() {
     for (host, ds) in [("h1", 101), ("h2", 101), ("fe", 100)] {
         small(&cloud, host, ds, 50);
     }
-    let mut vm = Vm::local(&cloud, "local", 7);
+    let mut vm = Vm::new(&cloud, "local", 7);
     vm.image("os", Kind::Raw, 1);
     deploy(&mut vm, 0, "os", false, 0);
     travel(&mut vm, "h2", 101);
@@ -202,7 +201,7 @@ fn a_share_that_is_not_mounted_is_refused_on_shared() {
 #[test]
 fn a_disk_that_a_host_has_open_stays() {
     let cloud = runner::cloud(&[]);
-    let mut vm = Vm::local(&cloud, "local", 7);
+    let mut vm = Vm::new(&cloud, "local", 7);
     vm.image("os", Kind::Qcow2, 1);
     deploy(&mut vm, 0, "os", false, 0);
     snapshot(&mut vm, 0, 0);
@@ -229,11 +228,11 @@ fn a_disk_that_a_host_has_open_stays() {
 /// Red team 3.3: oned gave up a copy that is still running, and takes the VM away.
 #[test]
 fn a_delete_during_a_clone_wins() {
-    for (driver, shared) in [("shared", &[100, 101, 102][..]), ("local", &[])] {
-        let cloud = runner::cloud(shared);
+    for driver in ["shared", "local"] {
+        let cloud = runner::cloud_for(driver);
         // It stands still before the host has a record of what is made, then when all is staged.
         for id in [7, 8] {
-            let mut vm = vm_of(&cloud, driver, id);
+            let mut vm = Vm::new(&cloud, driver, id);
             vm.image("os", Kind::Raw, 1);
             let content = vm.images["os"].1.clone();
             vm.disks.insert(0, runner::Disk { image: Some("os".into()), ..blank(Kind::Raw, content) });
@@ -259,19 +258,15 @@ fn a_delete_during_a_clone_wins() {
     }
 }
 
-fn vm_of<'a>(cloud: &'a Cloud, driver: &'static str, id: u32) -> Vm<'a> {
-    if driver == "local" { Vm::local(cloud, driver, id) } else { Vm::new(cloud, driver, id) }
-}
-
 #[test]
 fn twenty_deployments_at_once() {
-    for (driver, shared) in [("shared", &[100, 101, 102][..]), ("local", &[])] {
-        let cloud = runner::cloud(shared);
+    for driver in ["shared", "local"] {
+        let cloud = runner::cloud_for(driver);
         let mut first = Vm::new(&cloud, driver, 0);
         first.image("os", Kind::Qcow2, 1);
         let mut vms = Vec::new();
         for id in 1..=20 {
-            let mut vm = vm_of(&cloud, driver, id);
+            let mut vm = Vm::new(&cloud, driver, id);
             vm.images = first.images.clone();
             vm.host = if id % 2 == 0 { "h1" } else { "h2" };
             let mut disk = blank(Kind::Qcow2, vm.images["os"].1.clone());

@@ -1,80 +1,18 @@
-//! The same on hosts of which each has its own system datastores: what dies, dies while data is on its way
-//! from one host to another.
+//! What dies on hosts of which each has its own system datastores, while data is on its way from one host to
+//! another: at moments of which each has a reason. At any moment: `tm_kill`.
 
 use crate::hosts::eventually;
 use crate::kill::full;
-use crate::runner::{self, Kind, MIB, STORES, Vm, source};
-use crate::tm::deploy;
-use crate::tm_kill::{Dice, arm_on, kill, struck};
-use crate::tm_local::{blank, end, keep, sound};
+use crate::runner::{self, Kind, STORES, Vm};
+use crate::tm::{deploy, end, sound};
+use crate::tm_kill::{arm_on, kill};
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(20);
 
-fn life(kind: Kind, driver: &'static str, seed: u64) {
-    let cloud = runner::cloud(&[]);
-    let mut vm = Vm::local(&cloud, driver, 7);
-    let dice = &mut Dice(seed);
-    for (n, image, persistent) in [(0, "os", false), (1, "data", true)] {
-        vm.image(image, kind, 8);
-        let (content, active) = (vm.images[image].1.clone(), vm.first_layer(kind));
-        let mut disk = blank(kind, content);
-        (disk.image, disk.persistent, disk.active) = (Some(image.to_owned()), persistent, active);
-        vm.disks.insert(n, disk);
-        let from = format!("fe:{}", source(image));
-        struck(&vm, (dice, &["h1"]), if persistent { "ln" } else { "clone" }, &[&from, &vm.disk(n)], 100);
-    }
-    vm.disks.insert(2, blank(Kind::Raw, vec![0; 4 * MIB]));
-    struck(&vm, (dice, &["h1"]), "mkimage", &["4", "raw", &vm.disk(2)], 101);
-    for n in [0, 1] {
-        vm.guest(n);
-        let disk = vm.disks.get_mut(&n).unwrap();
-        disk.snaps.insert(0, disk.content.clone());
-        disk.active = disk.active.map(|_| 1);
-        struck(&vm, (dice, &["h1"]), "snap_create", &[&vm.disk(n), "0"], 100);
-        vm.guest(n);
-        let disk = vm.disks.get_mut(&n).unwrap();
-        disk.content = disk.snaps[&0].clone();
-        struck(&vm, (dice, &["h1"]), "snap_revert", &[&vm.disk(n), "0"], 100);
-    }
-    vm.images.insert("saved".to_owned(), (kind, vm.disks[&0].content.clone()));
-    struck(&vm, (dice, &["h1"]), "cpds", &[&vm.disk(0), &source("saved"), "-1"], 100);
-    vm.disks.get_mut(&2).unwrap().content.resize(5 * MIB, 0);
-    struck(&vm, (dice, &["h1"]), "resize", &[&vm.disk(2), "5"], 101);
-    for (to, ds) in [("h2", 101), ("h1", 102), ("fe", 101), ("h2", 102)] {
-        let (a, b) = (vm.at(vm.host, vm.ds, None), vm.at(to, ds, None));
-        let hosts = [vm.host, to].map(|h| if h == "fe" { "h1" } else { h });
-        (vm.host, vm.ds) = (to, ds);
-        struck(&vm, (dice, &hosts), "mv", &[&a, &b], ds);
-        vm.guest(0);
-        vm.guest(1);
-    }
-    let image = keep(&mut vm, 1);
-    struck(&vm, (dice, &["h2"]), "mvds", &[&vm.disk(1), &source(&image)], 100);
-    let disk = vm.disk(2);
-    vm.disks.remove(&2);
-    struck(&vm, (dice, &["h2"]), "delete", &[&disk], 102);
-    end(&mut vm);
-    sound(&cloud);
-}
-
-fn lives(kind: Kind, driver: &'static str, seed: u64) {
-    (0..if full() { 5 } else { 1 }).for_each(|n| life(kind, driver, seed + n));
-}
-
-#[test]
-fn raw_disks_on_local_survive_whatever_dies() {
-    lives(Kind::Raw, "ssh", 211);
-}
-
-#[test]
-fn qcow2_disks_on_local_survive_whatever_dies() {
-    lives(Kind::Qcow2, "local", 312);
-}
-
 /// A VM on `h1` with one disk, written to.
 fn vm_on_h1(cloud: &crate::hosts::Cloud, kind: Kind) -> Vm<'_> {
-    let mut vm = Vm::local(cloud, "local", 7);
+    let mut vm = Vm::new(cloud, "local", 7);
     vm.image("os", kind, 2);
     deploy(&mut vm, 0, "os", false, 0);
     vm.guest(0);
