@@ -86,7 +86,6 @@ mod seeded;
 mod server;
 mod shell;
 mod sources;
-mod standin;
 mod sysoracle;
 mod tm;
 mod tm_calls;

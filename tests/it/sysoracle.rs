@@ -1,5 +1,5 @@
-//! What system datastores hold by the contract, for VMs with raw disks on shared storage: followed call by
-//! call and compared with what is there.
+//! What system datastores hold by the contract, for VMs with raw disks: followed call by call and compared with
+//! what is there.
 
 use crate::guest::{self, Guest, Reader};
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +16,8 @@ enum Thing {
 /// The directories of VMs in all system datastores of a bed.
 pub struct Systems {
     stores: PathBuf,
+    /// Disks are copies, persistent ones, too.
+    copies: bool,
     known: BTreeMap<PathBuf, Thing>,
     reader: Reader,
 }
@@ -26,13 +28,13 @@ pub fn local(arg: &str) -> PathBuf {
     PathBuf::from(path.replace("//", "/"))
 }
 
-fn snaps(of: &Path) -> PathBuf {
+pub fn snaps(of: &Path) -> PathBuf {
     PathBuf::from(format!("{}.snap", of.display()))
 }
 
 impl Systems {
-    pub fn new(stores: &Path) -> Systems {
-        Systems { stores: stores.to_owned(), known: BTreeMap::new(), reader: Reader::default() }
+    pub fn new(stores: &Path, copies: bool) -> Systems {
+        Systems { stores: stores.to_owned(), copies, known: BTreeMap::new(), reader: Reader::default() }
     }
 
     fn read(&self, path: &Path) -> Result<Guest, String> {
@@ -72,6 +74,15 @@ impl Systems {
             "clone" => {
                 let data = self.read(&arg(0))?.data;
                 self.put(&arg(1), Thing::File(data, None));
+            }
+            "ln" if self.copies => {
+                let data = self.read(&arg(0))?.data;
+                self.put(&arg(1), Thing::File(data, None));
+                for entry in std::fs::read_dir(snaps(&arg(0))).into_iter().flatten().flatten() {
+                    let (data, dir) = (self.read(&entry.path())?.data, snaps(&arg(1)));
+                    self.put(&dir, Thing::Dir);
+                    self.put(&dir.join(entry.file_name()), Thing::File(data, None));
+                }
             }
             "ln" => self.put(&arg(1), Thing::Link(arg(0))),
             "mkimage" | "mkswap" => {
@@ -133,10 +144,10 @@ impl Systems {
                     *size = Some(argv[1].parse::<u64>().map_err(|e| e.to_string())? << 20);
                 }
             }
-            "cpds" => {
+            "cpds" | "mvds" => {
                 let from = match argv[2].as_str() {
-                    "-1" => arg(0),
-                    id => snaps(&arg(0)).join(id),
+                    id if verb == "cpds" && id != "-1" => snaps(&arg(0)).join(id),
+                    _ => arg(0),
                 };
                 let (disk, image) = (self.read(&from)?, self.read(&arg(1))?);
                 if (disk.data, disk.size) != (image.data, image.size) {
@@ -156,7 +167,8 @@ impl Systems {
         }
         while let Some(dir) = todo.pop() {
             let entries = std::fs::read_dir(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-            for entry in entries.flatten().filter(|e| e.file_name() != ".sdm") {
+            for entry in entries.flatten().filter(|e| e.file_name() != ".sdm" && e.file_name() != ".monitor")
+            {
                 let (path, kind) = (entry.path(), entry.file_type().map_err(|e| e.to_string())?);
                 let thing = if kind.is_symlink() {
                     Thing::Link(std::fs::read_link(&path).map_err(|e| e.to_string())?)
