@@ -74,6 +74,7 @@ mod proof;
 mod race;
 mod records;
 mod redteam;
+mod redteam_hosts;
 mod redteam_more;
 mod replay;
 mod runner;
