@@ -87,6 +87,14 @@ impl Commit {
             Step::Bury { .. } => false,
         })
     }
+
+    /// The slab that it was to publish from this place.
+    pub fn staged(&self, n: u32) -> Option<Identity> {
+        self.steps.iter().find_map(|s| match s {
+            Step::Publish { from, id, .. } | Step::Replace { from, id, .. } => (*from == n).then_some(*id),
+            Step::Bury { .. } => None,
+        })
+    }
 }
 
 /// The domain's own record.

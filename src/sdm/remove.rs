@@ -41,7 +41,7 @@ pub fn outrank(domain: &Domain, job: &Job, names: &[Name]) -> Result<bool> {
         } else {
             let lock = settle::lock_domain(domain, job, job.jobs.waits.lock)?;
             domain.engine.fence(&lock, rival)?;
-            settle::take_away(&*domain.engine, &lock, rival, job.id, false)?;
+            settle::take_away(&*domain.engine, &lock, (rival, None), job.id, false)?;
             ended = false;
         }
     }

@@ -74,19 +74,25 @@ pub fn settle(domain: &Domain, dead: &OwnerLease, by: &Job) -> Result<Settled> {
     let settled = {
         let lock = lock_domain(domain, by, by.jobs.waits.lock)?;
         // A commit record that cannot be read is reported and left: it may name live objects.
-        let commit = commit_of(domain, job)?;
-        match commit.filter(|c| c.job == job && !bug("forget-commit")) {
+        let commit = commit_of(domain, job)?.filter(|c| c.job == job && !bug("forget-commit"));
+        if let Some(c) = commit.as_ref().filter(|_| !bug("drop-foreign")) {
+            work::put_back(engine, &lock, c)?;
+        }
+        let undo = |commit: Option<&Commit>, keep| {
+            take_away(engine, &lock, (job, commit), job, keep).map(|()| Settled::Undone)
+        };
+        match commit {
             Some(c) => match work::decided(engine, &c)? {
                 Some(true) => {
                     work::finish(engine, &lock, &c)?;
                     engine.close(&lock, dead)?;
                     Settled::Finished
                 }
-                Some(false) => undo(engine, &lock, job, false)?,
+                Some(false) => undo(Some(&c), false)?,
                 // It had decided, and somebody else decided after it: what it displaced is not ours to drop.
-                None => undo(engine, &lock, job, true)?,
+                None => undo(None, true)?,
             },
-            None => undo(engine, &lock, job, false)?,
+            None => undo(None, false)?,
         }
     };
     let action = if settled == Settled::Finished { "finished" } else { "undone" };
@@ -95,17 +101,11 @@ pub fn settle(domain: &Domain, dead: &OwnerLease, by: &Job) -> Result<Settled> {
     Ok(settled)
 }
 
-/// Takes away every staged slab, the first step's source among them, by one rename each.
-fn undo(engine: &dyn Engine, lock: &DomainLock, job: JobId, keep: bool) -> Result<Settled> {
-    take_away(engine, lock, job, job, keep)?;
-    Ok(Settled::Undone)
-}
-
-/// Renames all that `job` has staged into tombstones of `by`. From then on `job` can publish nothing.
+/// Renames all that `job` has staged, the source of its first step among it, into tombstones of `by`. From then on `job` can publish nothing.
 pub(super) fn take_away(
     engine: &dyn Engine,
     lock: &DomainLock,
-    job: JobId,
+    (job, commit): (JobId, Option<&Commit>),
     by: JobId,
     keep: bool,
 ) -> Result<()> {
@@ -113,9 +113,12 @@ pub(super) fn take_away(
         lock.still_held()?;
         if let Place::Staged(_, n) = slab.place {
             let grave = free_grave(engine, by, UNDONE.saturating_add(n), keep)?;
-            match engine.bury(lock, &slab.place, slab.id, &grave) {
+            let meant = commit.and_then(|c| c.staged(n)).unwrap_or(slab.id);
+            match engine.bury(lock, &slab.place, meant, &grave) {
+                Ok(()) | Err(EngineError::Absent(_)) => {}
                 // Its owner took it back or published it at this very moment.
-                Ok(()) | Err(EngineError::Absent(_) | EngineError::Changed(_)) => {}
+                Err(EngineError::Changed(_)) if meant == slab.id => {}
+                // Its owner exchanged it at this very moment. What it displaced stays; the next look puts it back.
                 Err(e) => return Err(e.into()),
             }
         }

@@ -433,6 +433,23 @@ fn set_aside(engine: &dyn Engine, lock: &DomainLock, job: JobId, step: &Step) ->
     Ok(())
 }
 
+/// Gives a name back that a job took from the wrong object: somebody else changed it between the job's last look
+/// and its step, and the job died before it saw what came out. That lies where the job's own was staged.
+pub(super) fn put_back(engine: &dyn Engine, lock: &DomainLock, commit: &Commit) -> Result<()> {
+    let at = |p: &Place| -> Result<Option<Identity>> { Ok(engine.look(p)?.map(|o| o.id)) };
+    for step in &commit.steps {
+        if let Step::Replace { from, id, to, old, .. } = step
+            && at(&Place::Public(to.clone()))? == Some(*id)
+            && let Some(other) = at(&Place::Staged(commit.job, *from))?.filter(|o| o != old)
+        {
+            lock.still_held()?;
+            let grave = settle::free_grave(engine, commit.job, settle::UNDONE.saturating_add(*from), true)?;
+            engine.replace(lock, (commit.job, *from, other), to, *id, &grave)?;
+        }
+    }
+    Ok(())
+}
+
 /// Whether the step that decides was taken. `None`: it can no longer be told apart or taken.
 pub(super) fn decided(engine: &dyn Engine, commit: &Commit) -> Result<Option<bool>> {
     let at = |p: &Place| -> Result<Option<Identity>> { Ok(engine.look(p)?.map(|o| o.id)) };

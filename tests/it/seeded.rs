@@ -1,10 +1,11 @@
-//! The suite is tested, too: ten bugs that a careless author could have made, in six rooms, are put into the
+//! The suite is tested, too: eleven bugs that a careless author could have made, in six rooms, are put into the
 //! program on purpose (`ONESDM_TEST_BUG`), and each must be caught by the check that is there for its kind.
 //! What it said is printed.
 
 use crate::bed::{Call, names, tool};
 use crate::doc::Doc;
 use crate::kill::{effects, point, ready};
+use crate::pause::{Paused, step, steps};
 use crate::power::{During, Random, lose};
 use crate::{fail, guest, scenes};
 use std::path::Path;
@@ -147,4 +148,36 @@ fn collected_while_running(bug: Option<&str>) -> Result<(), String> {
     }
     stage.done(&running.wait())?;
     if met == 0 { Err("the job was never met".into()) } else { Ok(()) }
+}
+
+/// What a verb displaced in error, and did not live to put back, is deleted with what it left.
+#[test]
+fn a_dropped_foreign_image_is_caught() {
+    assert_eq!(displaced(None), Ok(()), "it gets its name again");
+    println!("caught: {}", displaced(Some("drop-foreign")).expect_err("nobody missed it"));
+}
+
+/// Somebody without our locks replaces an image between the last look of a verb and its step, after which the
+/// verb dies.
+fn displaced(bug: Option<&str>) -> Result<(), String> {
+    let scene = scenes::named("snap_revert raw");
+    let at = {
+        let bed = ready(None, true);
+        let stage = scene.stage(&bed);
+        step(&steps(&bed, scene.call(&stage)).0, |s| s.starts_with("Exchange"))
+    };
+    let bed = ready(None, true);
+    let stage = scene.stage(&bed);
+    let late = scene.call(&stage).env("ONESDM_TEST_KILL", format!("{at}:after"));
+    let late = Paused::before(at, late).map_err(|_| "it did not pause")?;
+    let (name, new) = ("0123456789abcdef0123456789abcdef", bed.store_path(100).join("new"));
+    guest::make_raw(&new, 768, 9);
+    std::fs::rename(&new, new.with_file_name(name)).unwrap();
+    let mut tree = stage.before.clone();
+    tree.create(name, stage.oracle.image(&new.with_file_name(name))?);
+    assert!(late.wakes().killed());
+    let gc = bed.onesdm(&["gc"]);
+    bug.into_iter().fold(gc, |c, bug| c.env("ONESDM_TEST_BUG", bug)).run().ok();
+    bed.onesdm(&["check"]).run().ok();
+    stage.oracle.compare(&tree)
 }

@@ -359,6 +359,8 @@ impl Engine for FileEngine {
             Err(e) => return Err(io_error(&at)(e)),
         }
         if let Err(EngineError::Changed(_) | EngineError::Absent(_)) = Self::expect(&a, &from, old) {
+            // Unless whoever settles it has put it back already.
+            Self::expect(&b, &at, id)?;
             a.dir.exchange(&a.name, &b.dir, &b.name).map_err(io_error(&at))?;
             return Err(EngineError::Changed(at.to_string()));
         }
