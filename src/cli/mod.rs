@@ -12,6 +12,7 @@ mod guard;
 mod install;
 mod invocation;
 mod monitord;
+mod progress;
 mod render;
 mod world;
 

@@ -2,6 +2,7 @@
 //! place that chooses implementations.
 
 use super::invocation::Invocation;
+use super::progress::{self, Told};
 use super::table::{Meets, Run, Verb};
 use super::{admin, render};
 use crate::config::{Config, Env, Inputs, Paths};
@@ -10,7 +11,9 @@ use crate::host::{self, Handler, Hosts, Program};
 use crate::lock::{self, JobId, sanlock};
 use crate::obs::journal;
 use crate::obs::jsonl::Log;
-use crate::one::{self, Cloud, DsCall, DsDump, DsRequest, Migrate, OneError, RpcOptions, TmCall, volume};
+use crate::one::{
+    self, Cloud, DsCall, DsDump, DsRequest, Migrate, OneError, RpcOptions, Template, TmCall, volume,
+};
 use crate::sdm::job::{Topic, Waits};
 use crate::sdm::work::text;
 use crate::sdm::{Domain, Groups, Job, Jobs, SdmError, gc, group, known};
@@ -22,6 +25,7 @@ use anyhow::{Context as _, Result};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What every command needs, made once.
 pub struct World {
@@ -80,13 +84,19 @@ impl World {
 
     /// oned, or what stands in for it.
     pub fn cloud(&self, env: &Env) -> Result<Box<dyn Cloud>, OneError> {
+        self.patient_cloud(env, self.config.settings.http.connect_timeout)
+    }
+
+    fn patient_cloud(&self, env: &Env, deadline: Duration) -> Result<Box<dyn Cloud>, OneError> {
         let s = &self.config.settings;
-        let options = RpcOptions {
-            deadline: s.http.connect_timeout,
-            ca_file: s.http.ca_file.clone(),
-            insecure: s.http.insecure,
-        };
+        let options = RpcOptions { deadline, ca_file: s.http.ca_file.clone(), insecure: s.http.insecure };
         one::cloud(env, &s.paths.var, &s.paths.datastores, options, None)
+    }
+
+    /// Where it is told how far a verb is, if it is to be told.
+    fn told(&self, env: &Env, of: Option<Template>) -> Result<Option<Told>> {
+        let Some((every, of)) = self.config.settings.oned_progress.zip(of) else { return Ok(None) };
+        Ok(Some(Told { cloud: self.patient_cloud(env, progress::PATIENCE)?, of, every }))
     }
 
     /// How hosts are reached.
@@ -116,7 +126,13 @@ impl World {
     }
 
     /// Runs a datastore verb as a job.
-    pub fn run(&self, def: &Verb, id: JobId, repeatable: bool, req: &DsRequest) -> Result<String> {
+    pub fn run(
+        &self,
+        env: &Env,
+        def: &Verb,
+        (id, repeatable): (JobId, bool),
+        req: &DsRequest,
+    ) -> Result<String> {
         let Some(Run::Datastore(run)) = def.run else {
             return Err(refuse(Class::Unsupported, "not supported yet"));
         };
@@ -147,7 +163,8 @@ impl World {
             quiet: def.meets == Meets::Reads,
             ..Topic::default()
         };
-        self.job(id, topic, |job| {
+        let told = self.told(env, image_of(req))?;
+        self.job(id, topic, told.as_ref(), |job| {
             if let Some(share) = share.as_ref().filter(|_| def.name != "stat") {
                 verb::connect(&self.connections(), doc.id, share, &doc.dir())?;
             }
@@ -168,7 +185,13 @@ impl World {
     }
 
     /// Runs something as a job, with the deadline of verbs.
-    fn job(&self, id: JobId, topic: Topic, run: impl FnOnce(&Job) -> Result<String>) -> Result<String> {
+    fn job(
+        &self,
+        id: JobId,
+        topic: Topic,
+        told: Option<&Told>,
+        run: impl FnOnce(&Job) -> Result<String>,
+    ) -> Result<String> {
         let s = &self.config.settings;
         let what = format!("{} in {}: verb.deadline has passed", topic.verb, topic.domain);
         let job = self.jobs.start(id, topic);
@@ -176,7 +199,7 @@ impl World {
             let last = Box::new(move || render::given_up(&what));
             signal::deadline(limit, &self.jobs.cancel, s.cancel.grace, Class::Timeout.status(), last);
         }
-        match run(&job) {
+        match progress::telling(told, &job, || run(&job)) {
             Ok(answer) => {
                 job.succeed();
                 Ok(answer)
@@ -194,13 +217,15 @@ impl World {
         &self,
         env: &Env,
         (call, id, topic): (&Invocation, JobId, Topic),
+        of: Option<Template>,
         other: &dyn Fn(&str, &Migrate) -> Result<()>,
         run: impl FnOnce(&Front<'_>) -> Result<String>,
     ) -> Result<String> {
         let s = &self.config.settings;
         let cloud = self.cloud(env)?;
         let warn = |text: &str| render::log("WARN", &call.verb, text);
-        self.job(id, topic, |job| {
+        let told = self.told(env, of)?;
+        self.job(id, topic, told.as_ref(), |job| {
             let server = self.server(Some(job));
             let hosts = self.hosts(&server);
             run(&Front {
@@ -241,6 +266,10 @@ impl World {
     }
 }
 
+fn image_of(req: &DsRequest) -> Option<Template> {
+    req.image.as_ref().and_then(|i| i.id).map(Template::Image)
+}
+
 /// A verb as oned calls it: the message on stdin or as an argument, of either generation.
 pub fn datastore_verb(env: &Env, def: &Verb, call: &Invocation) -> Result<String> {
     journal::start();
@@ -253,7 +282,7 @@ pub fn datastore_verb(env: &Env, def: &Verb, call: &Invocation) -> Result<String
     let req = dump.request(&world.config.settings.paths.datastores)?;
     let (id, repeatable) = job_id(env, call.job.as_deref())?;
     if !front::is_elsewhere(def.name, &req) {
-        return world.run(def, id, repeatable, &req);
+        return world.run(env, def, (id, repeatable), &req);
     }
     let none = |_: &str, _: &Migrate| Err(refuse(Class::Internal, "a datastore verb hands nothing on"));
     let topic = Topic {
@@ -262,7 +291,9 @@ pub fn datastore_verb(env: &Env, def: &Verb, call: &Invocation) -> Result<String
         quiet: def.meets == Meets::Reads,
         ..Topic::default()
     };
-    world.front(env, (call, id, topic), &none, |front| front::datastore(front, def.name, &dump, &req))
+    world.front(env, (call, id, topic), image_of(&req), &none, |front| {
+        front::datastore(front, def.name, &dump, &req)
+    })
 }
 
 /// A transfer verb as oned calls it.
@@ -273,6 +304,7 @@ pub fn tm_verb(env: &Env, def: &Verb, call: &Invocation) -> Result<String> {
     world.config.warnings().iter().for_each(|w| render::log("WARN", def.name, w));
     let (id, _) = job_id(env, call.job.as_deref())?;
     let s = &world.config.settings;
+    let vm = tm.object().map(|o| Template::Vm(o.vm));
     let topic = Topic {
         verb: def.name.to_owned(),
         domain: tm.object().and_then(|o| o.ds).map(|ds| ds.to_string()).unwrap_or_default(),
@@ -288,7 +320,7 @@ pub fn tm_verb(env: &Env, def: &Verb, call: &Invocation) -> Result<String> {
         let input = m.template.as_deref().unwrap_or_default();
         driver::call(&path, &args, input, &world.jobs.cancel).map_err(|e| refuse(e.class(), e.to_string()))
     };
-    world.front(env, (call, id, topic), &other, |front| {
+    world.front(env, (call, id, topic), vm, &other, |front| {
         front::run(front, &call.verb, call.variant.as_deref(), tm)
     })
 }

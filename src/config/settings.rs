@@ -28,6 +28,8 @@ pub struct Settings {
     pub data: DataSettings,
     pub ssh: SshSettings,
     pub libvirt: LibvirtSettings,
+    /// How often oned is told how far a verb is; never when `None`.
+    pub oned_progress: Option<Duration>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -201,6 +203,7 @@ impl Settings {
                 direct: v.get("data.direct")?,
             },
             libvirt: LibvirtSettings { uri: v.get("libvirt.uri")?, timeout: v.get("libvirt.timeout")? },
+            oned_progress: v.get("oned.progress")?,
             ssh: SshSettings {
                 connect: v.get("ssh.connect")?,
                 silence: v.get("ssh.silence")?,

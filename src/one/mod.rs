@@ -24,7 +24,7 @@ pub use error::OneError;
 pub use hostpath::{HostName, HostPath, Leaf, VmDir, VmPath};
 pub use monitord::{Monitord, PAYLOAD};
 pub use name::{ImageName, image_name, source_name};
-pub use oned::{Cloud, Files, HostDoc, Oned, WithVm, cloud};
+pub use oned::{Cloud, Files, HostDoc, Oned, Template, WithVm, cloud};
 pub use request::{
     DatastoreDoc, Datastores, DigestKind, DsRequest, DsType, ImageDoc, ImageType, MarketDoc, NfsAuto, is_yes,
 };

@@ -2,7 +2,7 @@
 //! tests that have none. Each object is asked for once per process.
 
 use super::xml::{self, Values, Visit, Want};
-use super::xmlrpc::{Rpc, Session};
+use super::xmlrpc::{Arg, Rpc, Session};
 use super::{DatastoreDoc, Datastores, ImageDoc, OneError, RpcOptions, Vm};
 use crate::config::Env;
 use std::collections::BTreeMap;
@@ -18,6 +18,19 @@ pub trait Cloud: Send + Sync {
     fn datastores(&self) -> Result<Arc<Datastores>, OneError>;
     fn hosts(&self) -> Result<Arc<Vec<HostDoc>>, OneError>;
     fn image(&self, id: u32) -> Result<Arc<ImageDoc>, OneError>;
+
+    /// Sets one attribute in the template of an image or a VM. Where oned is not asked there is none to set.
+    fn set(&self, of: Template, name: &str, value: &str) -> Result<(), OneError> {
+        let _ = (of, name, value);
+        Ok(())
+    }
+}
+
+/// Whose template.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Template {
+    Image(i64),
+    Vm(u32),
 }
 
 /// The cloud of this process, which asks nobody before it is asked:
@@ -191,7 +204,7 @@ impl Oned {
     fn ask<T>(
         &self,
         method: &'static str,
-        args: &[i64],
+        args: &[Arg<'_>],
         read: impl FnOnce(&[u8]) -> Result<T, OneError>,
     ) -> Result<T, OneError> {
         let rpc = self.rpc.get(0, || self.connect())?;
@@ -202,12 +215,12 @@ impl Oned {
 
 impl Cloud for Oned {
     fn vm(&self, id: u32) -> Result<Arc<Vm>, OneError> {
-        self.known.vms.get(id, || self.ask("one.vm.info", &[id.into()], |xml| vm(xml, id)))
+        self.known.vms.get(id, || self.ask("one.vm.info", &[Arg::Number(id.into())], |xml| vm(xml, id)))
     }
 
     fn datastore(&self, id: u32) -> Result<Arc<DatastoreDoc>, OneError> {
         let read = |xml: &[u8]| datastore(xml, id, &self.datastores_dir);
-        self.known.datastores.get(id, || self.ask("one.datastore.info", &[id.into()], read))
+        self.known.datastores.get(id, || self.ask("one.datastore.info", &[Arg::Number(id.into())], read))
     }
 
     fn datastores(&self) -> Result<Arc<Datastores>, OneError> {
@@ -220,7 +233,20 @@ impl Cloud for Oned {
     }
 
     fn image(&self, id: u32) -> Result<Arc<ImageDoc>, OneError> {
-        self.known.images.get(id, || self.ask("one.image.info", &[id.into()], |xml| image(xml, id)))
+        self.known
+            .images
+            .get(id, || self.ask("one.image.info", &[Arg::Number(id.into())], |xml| image(xml, id)))
+    }
+
+    fn set(&self, of: Template, name: &str, value: &str) -> Result<(), OneError> {
+        const MERGE: i64 = 1;
+        let (method, id) = match of {
+            Template::Image(id) => ("one.image.update", id),
+            Template::Vm(id) => ("one.vm.update", id.into()),
+        };
+        let value = value.replace(['"', '\\'], "'");
+        let text = format!("{name}=\"{value}\"");
+        self.ask(method, &[Arg::Number(id), Arg::Text(&text), Arg::Number(MERGE)], |_| Ok(()))
     }
 }
 
@@ -307,6 +333,10 @@ impl Cloud for WithVm {
 
     fn image(&self, id: u32) -> Result<Arc<ImageDoc>, OneError> {
         self.rest.image(id)
+    }
+
+    fn set(&self, of: Template, name: &str, value: &str) -> Result<(), OneError> {
+        self.rest.set(of, name, value)
     }
 }
 

@@ -63,6 +63,13 @@ impl Session {
     }
 }
 
+/// What a call is given beside the session.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Arg<'a> {
+    Number(i64),
+    Text(&'a str),
+}
+
 /// A connection to one oned.
 #[derive(Debug)]
 pub(super) struct Rpc {
@@ -102,7 +109,7 @@ impl Rpc {
     }
 
     /// Calls `method` with the session and `args`, and gives the text oned answers with.
-    pub(super) fn call(&self, method: &'static str, args: &[i64]) -> Result<String, OneError> {
+    pub(super) fn call(&self, method: &'static str, args: &[Arg<'_>]) -> Result<String, OneError> {
         let response = self
             .agent
             .post(&self.endpoint)
@@ -135,11 +142,14 @@ impl Rpc {
         OneError::OnedAnswer { endpoint: shown(&self.endpoint), method, why: self.session.hide(why) }
     }
 
-    fn request(&self, method: &str, args: &[i64]) -> String {
+    fn request(&self, method: &str, args: &[Arg<'_>]) -> String {
         let session = escape(self.session.0.as_str());
         let mut params = format!("<param><value><string>{session}</string></value></param>");
         for arg in args {
-            params.push_str(&format!("<param><value><i4>{arg}</i4></value></param>"));
+            params.push_str(&match arg {
+                Arg::Number(n) => format!("<param><value><i4>{n}</i4></value></param>"),
+                Arg::Text(t) => format!("<param><value><string>{}</string></value></param>", escape(*t)),
+            });
         }
         format!(
             "<?xml version=\"1.0\"?><methodCall><methodName>{method}</methodName><params>{params}</params></methodCall>"
@@ -326,10 +336,13 @@ mod tests {
     }
 
     #[test]
-    fn requests_escape_the_session() {
-        let request = rpc("one:<&\">'").request("one.vm.info", &[7, -1]);
+    fn requests_escape_what_they_are_given() {
+        let request = rpc("one:<&\">'").request("one.vm.info", &[Arg::Number(7), Arg::Text("<&>")]);
         assert!(request.contains("<string>one:&lt;&amp;&quot;&gt;&apos;</string>"), "{request}");
-        assert!(request.contains("<i4>7</i4></value></param><param><value><i4>-1</i4>"), "{request}");
+        assert!(
+            request.contains("<i4>7</i4></value></param><param><value><string>&lt;&amp;&gt;</string>"),
+            "{request}"
+        );
         assert_eq!(format!("{:?}", Session("one:secret".into())), "Session");
     }
 

@@ -309,6 +309,11 @@ impl Job {
         &self.jobs.cancel
     }
 
+    /// As it is listed now.
+    pub fn info(&self) -> JobInfo {
+        self.shared.lock().info.clone()
+    }
+
     /// For those that move bytes.
     pub fn watch(&self) -> data::Watch {
         data::Watch { cancel: self.jobs.cancel.clone(), progress: Arc::clone(&self.shared) as _ }

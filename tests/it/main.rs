@@ -72,6 +72,7 @@ mod oned_server;
 mod oracle;
 mod pause;
 mod power;
+mod progress;
 mod proof;
 mod protocol;
 mod race;

@@ -42,6 +42,8 @@ struct State {
     manner: Manner,
     /// Method and first argument of every call that came.
     calls: Vec<(String, Option<i64>)>,
+    /// What templates were changed by: method, id, text.
+    updates: Vec<(String, i64, String)>,
 }
 
 pub struct OnedServer {
@@ -112,6 +114,10 @@ impl OnedServer {
         self.state.lock().unwrap().manner = manner;
     }
 
+    pub fn updates(&self) -> Vec<(String, i64, String)> {
+        self.state.lock().unwrap().updates.clone()
+    }
+
     /// The calls since the last time this was asked.
     pub fn calls(&self) -> Vec<(String, Option<i64>)> {
         std::mem::take(&mut self.state.lock().unwrap().calls)
@@ -151,6 +157,10 @@ fn serve(mut stream: &TcpStream, state: &Mutex<State>, stop: &AtomicBool) -> std
     let manner = {
         let mut state = state.lock().unwrap();
         state.calls.push((method.clone(), id));
+        if let (true, Some(id)) = (method.ends_with(".update"), id) {
+            let text = body.rsplit_once("<string>").and_then(|(_, t)| Some(t.split_once("</string>")?.0));
+            state.updates.push((method.clone(), id, unescape(text.unwrap_or_default())));
+        }
         state.manner.clone()
     };
     let answer = || {

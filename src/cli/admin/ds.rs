@@ -20,7 +20,7 @@ pub fn run(env: &Env, w: &World, m: &ArgMatches, job: Option<&str>, as_json: boo
     let dump = DsDump::parse(message(m)?.as_bytes())?;
     let req = dump.request(&w.config.settings.paths.datastores)?;
     let (id, repeatable) = world::job_id(env, job)?;
-    let answer = w.run(def, id, repeatable, &req)?;
+    let answer = w.run(env, def, (id, repeatable), &req)?;
     if as_json {
         render::json(&json!({ "job": id, "answer": answer }))?;
     } else if !answer.is_empty() {
