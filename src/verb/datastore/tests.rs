@@ -2,6 +2,7 @@
 //! same verbs on directories, through the built program, are the integration suite's.
 
 mod block;
+mod many;
 mod sequences;
 
 use super::*;
