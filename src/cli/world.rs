@@ -136,7 +136,7 @@ impl World {
         let Some(Run::Datastore(run)) = def.run else {
             return Err(refuse(Class::Unsupported, "not supported yet"));
         };
-        self.tend(def.name);
+        self.tend(def.name, false);
         let s = &self.config.settings;
         let doc = &req.datastore;
         let share = verb::share(doc)?;
@@ -178,8 +178,8 @@ impl World {
     }
 
     /// Puts right what verbs left standing on this host that died with their guards.
-    pub fn tend(&self, verb: &str) {
-        for found in verb::tend(&self.jobs) {
+    pub fn tend(&self, verb: &str, again: bool) {
+        for found in verb::tend(&self.jobs, again) {
             render::log("WARN", verb, &found.text);
         }
     }

@@ -90,6 +90,12 @@ impl Hypervisor {
     pub fn deploy(&self, format: &str, persistent: bool) {
         let img = self.text("100/img");
         bed::tool("/usr/bin/qemu-img", &["create", "-q", "-f", format, &img, "16M"].map(OsStr::new));
+        self.disk_of(format, persistent);
+    }
+
+    /// Disk 0 of VM 7 from image `img`.
+    pub fn disk_of(&self, format: &str, persistent: bool) {
+        let img = self.text("100/img");
         let op = if persistent {
             json!({"op": "link", "image": img, "disk": self.text("101/7/disk.0"), "format": format})
         } else {

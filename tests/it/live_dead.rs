@@ -25,6 +25,7 @@ fn dead_at(p: &Peer, word: &str, n: i64, freeze: &str) {
     let answers = ("Froze 1 filesystem(s)", "Thawed 1 filesystem(s)");
     p.rules(&[
         (word, "until", go.to_str().unwrap()),
+        ("qemu-agent-command", "say", "{}"),
         ("domfsfreeze", "say", answers.0),
         ("domfsthaw", "say", answers.1),
     ]);

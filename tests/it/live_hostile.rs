@@ -14,7 +14,16 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// With a machine that has written `A`.
     pub fn new() -> Peer {
+        let p = Peer::up();
+        p.h.deploy("qcow2", false);
+        p.h.boot("qcow2");
+        p.h.write('A', 0);
+        p
+    }
+
+    pub fn up() -> Peer {
         let h = Hypervisor::up();
         let dir = h.one.root().join("peer");
         std::fs::create_dir(&dir).unwrap();
@@ -25,9 +34,6 @@ impl Peer {
         let config = h.one.root().join("onesdm.toml");
         let text = std::fs::read_to_string(&config).unwrap();
         std::fs::write(&config, format!("{text}\n[tools]\nvirsh = \"{}\"\n", virsh.display())).unwrap();
-        h.deploy("qcow2", false);
-        h.boot("qcow2");
-        h.write('A', 0);
         Peer { h, dir }
     }
 
@@ -96,7 +102,8 @@ fn a_virsh_that_hangs_is_not_waited_for() {
         p.whole("A", &said);
     }
     // The guest's agent may hang, too: then the machine is only suspended.
-    p.rules(&[("domfsfreeze", "hang", ""), ("domfsthaw", "say", "")]);
+    let ping = ("qemu-agent-command", "say", "{}");
+    p.rules(&[ping, ("domfsfreeze", "hang", ""), ("domfsthaw", "say", "")]);
     p.create(0, 1).run().ok();
     p.h.write('B', 1);
     p.whole("AB", "an agent that hangs");
@@ -108,7 +115,7 @@ fn a_virsh_that_hangs_is_not_waited_for() {
     let said = p.h.op(&op).run().fails(6);
     assert!(said.contains("agent"), "{said}");
     p.whole("AB", &said);
-    p.rules(&[("domfsfreeze", "say", "Froze 1 filesystem(s)"), ("domfsthaw", "say", "")]);
+    p.rules(&[ping, ("domfsfreeze", "say", "Froze 1 filesystem(s)"), ("domfsthaw", "say", "")]);
     p.h.op(&op).run().ok();
     let calls = p.calls();
     let order: Vec<usize> = ["domfsfreeze", "suspend", "snapshot-create-as", "resume", "domfsthaw"]

@@ -53,6 +53,7 @@ mod kill;
 mod layers;
 mod linear;
 mod live;
+mod live_agent;
 mod live_dead;
 mod live_hostile;
 mod live_kill;

@@ -22,7 +22,7 @@ pub fn collect(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     let mut text = String::new();
     let mut failed = None;
     if !m.get_flag("plan") && !m.get_flag("reconcile") {
-        w.tend("gc");
+        w.tend("gc", true);
     }
     for domain in &named(w, m, "domain")? {
         if let Err(e) = domain.usable() {

@@ -71,7 +71,7 @@ pub fn look(w: &World, owners: &[Account], found: &mut Vec<Finding>) {
         found.push(place.look(what, &accounts));
     }
     found.push(records(&w.jobs.run));
-    found.extend(held(&tend(&w.jobs)));
+    found.extend(held(&tend(&w.jobs, true)));
     found.push(journal(Path::new("/run/systemd/journal/socket").exists()));
     found.push(clock(jiff::Timestamp::now().as_second()));
 }

@@ -142,7 +142,7 @@ impl Server<'_> {
         let id: JobId =
             job.parse().map_err(|_| refuse(Class::Usage, format!("job id {job:?} is no UUID")))?;
         let settings = request.settings.clone().over(self.settings, request.op.object());
-        for found in tend(self.jobs) {
+        for found in tend(self.jobs, false) {
             link.log(true, &found.text);
         }
         let ask = Ask { server: self, request: &request, settings: &settings, link };

@@ -146,13 +146,13 @@ impl<'a> Guard<'a> {
             Some(Reply::Held) | None => {
                 // It was held for how long? Nobody knows any more.
                 let note = self.note.as_ref().and_then(|note| Some((note, note.read().ok()?)));
-                let hold = note.as_ref().map_or_else(Hold::unknown, |(_, entry)| entry.hold.clone());
-                release(self.virsh, &hold).map_err(|why| refuse(Class::Remote, why))?;
-                if let Some((note, mut entry)) = note {
-                    entry.hold.free();
+                let mut hold = note.as_ref().map_or_else(Hold::unknown, |(_, entry)| entry.hold.clone());
+                let released = release(self.virsh, &mut hold);
+                if let Some((note, entry)) = note {
                     // What else it was to look after is for whoever comes next.
-                    let _ = note.write(&entry.charge, &entry.hold);
+                    let _ = note.write(&entry.charge, &hold);
                 }
+                released.map_err(|why| refuse(Class::Remote, why))?;
                 Ok(false)
             }
         }

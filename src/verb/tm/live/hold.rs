@@ -1,6 +1,6 @@
 //! That a machine is held still, and how it is let go.
 
-use super::virsh::{Look, State, Virsh, is_answer};
+use super::virsh::{Look, State, Virsh};
 use crate::sys::Cancel;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -18,6 +18,8 @@ pub struct Hold {
     pub told: bool,
     pub paused: Option<Paused>,
     pub frozen: Frozen,
+    /// Somebody tried to put it right, and could not.
+    pub tried: bool,
 }
 
 impl Hold {
@@ -28,10 +30,6 @@ impl Hold {
             frozen: Frozen::Perhaps,
             ..Hold::default()
         }
-    }
-
-    pub fn free(&mut self) {
-        (self.paused, self.frozen) = (None, Frozen::No);
     }
 
     pub fn is_free(&self) -> bool {
@@ -70,24 +68,36 @@ pub enum Frozen {
     Yes,
 }
 
-/// Puts a machine back to work. Every step is tried; what failed is told.
-pub(super) fn release(virsh: &Virsh<'_>, hold: &Hold) -> Result<(), String> {
+/// Puts a machine back to work. Every step is tried; what failed is told, and stays in `hold`. So does, untold,
+/// that a guest may freeze later: a request that was never answered is still on its way to the agent.
+pub(super) fn release(virsh: &Virsh<'_>, hold: &mut Hold) -> Result<(), String> {
     let mut wrong = Vec::new();
     if hold.paused.is_some() {
-        wrong.extend(tries(|| {
+        let failed = tries(|| {
             let Err(e) = virsh.resume() else { return Ok(()) };
             match virsh.look() {
                 // Somebody else resumed or ended it.
                 Ok(seen) if seen.state != State::Paused => Ok(()),
                 _ => Err(format!("{e:#}")),
             }
-        }));
+        });
+        if failed.is_none() {
+            hold.paused = None;
+        }
+        wrong.extend(failed);
     }
-    if hold.frozen != Frozen::No {
-        wrong.extend(tries(|| match virsh.thaw() {
-            Err(e) if hold.frozen == Frozen::Perhaps && is_answer(&e) => Ok(()),
-            done => done.map_err(|e| e.to_string()),
-        }));
+    let thaw = || virsh.thaw().map_err(|e| e.to_string());
+    match hold.frozen {
+        Frozen::No => {}
+        Frozen::Yes => match tries(thaw) {
+            None => hold.frozen = Frozen::No,
+            Some(e) => wrong.push(e),
+        },
+        Frozen::Perhaps => {
+            if thaw().is_ok() {
+                hold.frozen = Frozen::No;
+            }
+        }
     }
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
 }

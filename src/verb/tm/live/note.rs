@@ -127,13 +127,17 @@ impl Note {
     }
 }
 
-/// Puts right what the dead left on this host. Costs nothing where they left nothing.
-pub fn tend(jobs: &Jobs) -> Vec<Found> {
+/// Puts right what the dead left on this host; with `again` also what could not be put right before. Costs
+/// nothing where they left nothing.
+pub fn tend(jobs: &Jobs, again: bool) -> Vec<Found> {
     let Ok(dir) = std::fs::read_dir(place(jobs)) else { return Vec::new() };
     let paths = dir.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "json"));
-    let left =
-        paths.filter(|p| Note::open(p).is_ok_and(|n| matches!(ofd::is_held(n.file.as_fd(), 0), Ok(false))));
-    left.filter_map(|p| put_right(&p)).collect()
+    let is_left = |p: &PathBuf| {
+        let Ok(note) = Note::open(p) else { return false };
+        let is_due = again || !note.read().is_ok_and(|entry| entry.hold.tried);
+        is_due && matches!(ofd::is_held(note.file.as_fd(), 0), Ok(false))
+    };
+    paths.filter(is_left).filter_map(|p| put_right(&p)).collect()
 }
 
 /// In a process of its own: it takes the rights of whoever is dead, and nobody who stops us stops it.

@@ -133,6 +133,12 @@ impl<'a> Virsh<'a> {
         self.ask("resume", &[], self.timeout()).map(drop).with_context(|| self.about("resuming"))
     }
 
+    /// Whether the guest's agent answers.
+    pub fn ping(&self) -> Result<(), ToolError> {
+        let ping = ["--timeout", "5", "{\"execute\":\"guest-ping\"}"];
+        self.ask("qemu-agent-command", &ping, self.timeout().min(Duration::from_secs(10))).map(drop)
+    }
+
     pub fn freeze(&self) -> Result<(), ToolError> {
         self.ask("domfsfreeze", &[], self.timeout()).map(drop)
     }

@@ -87,9 +87,12 @@ impl<'a> Watch<'a> {
     /// What could not be put back to work stays on record.
     fn release(&mut self) -> Result<(), String> {
         self.since = None;
-        release(&self.virsh, &self.hold)?;
-        self.on_record(Hold::free);
-        Ok(())
+        let mut hold = self.hold.clone();
+        let released = release(&self.virsh, &mut hold);
+        // It may take long until its agent hears: nobody but the collector waits for that.
+        hold.tried = hold.paused.is_none() && hold.frozen != Frozen::No;
+        self.on_record(|h| *h = hold);
+        released
     }
 
     /// Nothing is left to look after.
@@ -124,9 +127,11 @@ impl<'a> Watch<'a> {
         }
         let freeze = self.virsh.machine.freeze;
         if freeze != op::Freeze::Suspend {
-            // Without an answer it may come to pass later.
-            self.on_record(|h| h.frozen = Frozen::Perhaps);
-            let asked = self.virsh.freeze();
+            // An agent that is busy or stopped would freeze the guest when it comes to it.
+            let asked = self.virsh.ping().and_then(|()| {
+                self.on_record(|h| h.frozen = Frozen::Perhaps);
+                self.virsh.freeze()
+            });
             match &asked {
                 Ok(()) => self.on_record(|h| h.frozen = Frozen::Yes),
                 Err(e) if is_answer(e) => self.on_record(|h| h.frozen = Frozen::No),
@@ -195,6 +200,8 @@ impl<'a> Watch<'a> {
 impl Watch<'_> {
     /// For a verb and its guard that died together, some time ago. Says what there was to be done.
     fn found(&mut self) -> Result<Option<&'static str>> {
+        // What fails is tried again by the collector, and not by every verb.
+        self.on_record(|h| h.tried = true);
         let seen = self.virsh.look()?;
         if seen.state == State::Other {
             self.hold = Hold::default();
@@ -226,6 +233,11 @@ impl Watch<'_> {
             text = text.or(Some("its guest's file systems were frozen since then, and were thawed"));
         }
         self.let_go()?;
+        if self.hold.frozen != Frozen::No {
+            let text =
+                "its guest was asked to freeze its file systems, and its agent does not answer to thaw them";
+            return Err(refuse(Class::Remote, text));
+        }
         Ok(text)
     }
 }
