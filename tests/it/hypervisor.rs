@@ -12,16 +12,19 @@ use std::process::{Child, Command, Stdio};
 
 pub const MIB: usize = 1 << 20;
 
-pub struct Hypervisor {
+pub struct Libvirt {
     dir: PathBuf,
     bed: Child,
-    pub one: Bed,
     _tmp: tempfile::TempDir,
 }
 
-impl Hypervisor {
-    /// Up, with datastores 100 (images) and 101 (system).
-    pub fn up() -> Hypervisor {
+pub struct Hypervisor {
+    libvirt: Libvirt,
+    pub one: Bed,
+}
+
+impl Libvirt {
+    pub fn up() -> Libvirt {
         let tmp = bed::scratch();
         let dir = tmp.path().join("libvirt");
         let mut command = Command::new(script());
@@ -30,14 +33,10 @@ impl Hypervisor {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "up\n", "the bed of machines needs root and the packages of packaging/need test");
-        let one = Bed::new();
-        for id in [100, 101] {
-            one.store(id);
-        }
-        Hypervisor { dir, bed: child, one, _tmp: tmp }
+        Libvirt { dir, bed: child, _tmp: tmp }
     }
 
-    fn command(&self, args: &[&str]) -> (bool, String) {
+    pub fn command(&self, args: &[&str]) -> (bool, String) {
         let out = Command::new(script()).args(args).env("ONESDM_LIBVIRT", &self.dir).output().unwrap();
         let said = [out.stdout, out.stderr].concat();
         (out.status.success(), String::from_utf8_lossy(&said).trim().to_owned())
@@ -48,6 +47,27 @@ impl Hypervisor {
         let (ok, said) = self.command(args);
         assert!(ok, "{args:?}: {said}");
         said
+    }
+}
+
+impl Hypervisor {
+    /// Up, with datastores 100 (images) and 101 (system).
+    pub fn up() -> Hypervisor {
+        let libvirt = Libvirt::up();
+        let one = Bed::new();
+        for id in [100, 101] {
+            one.store(id);
+        }
+        Hypervisor { libvirt, one }
+    }
+
+    pub fn command(&self, args: &[&str]) -> (bool, String) {
+        self.libvirt.command(args)
+    }
+
+    #[track_caller]
+    pub fn ok(&self, args: &[&str]) -> String {
+        self.libvirt.ok(args)
     }
 
     pub fn at(&self, rel: &str) -> PathBuf {
@@ -138,7 +158,7 @@ impl Hypervisor {
 
     /// The letters of an image's first MiBs, read with tools that are not ours, while it may be in use.
     pub fn says(&self, path: &Path) -> String {
-        let flat = self.dir.join("flat");
+        let flat = self.libvirt.dir.join("flat");
         let args = ["convert", "-U", "-O", "raw"].map(OsStr::new);
         bed::tool("/usr/bin/qemu-img", &[&args[..], &[path.as_os_str(), flat.as_os_str()]].concat());
         let bytes = std::fs::read(&flat).unwrap();
@@ -175,7 +195,7 @@ fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bed/libvirt")
 }
 
-impl Drop for Hypervisor {
+impl Drop for Libvirt {
     fn drop(&mut self) {
         drop(self.bed.stdin.take());
         let _ = self.bed.wait();

@@ -57,6 +57,7 @@ mod live_agent;
 mod live_dead;
 mod live_hostile;
 mod live_kill;
+mod live_move;
 mod local;
 mod lvm;
 mod lvmverbs;
