@@ -144,6 +144,17 @@ impl<'a> Group<'a> {
         }
     }
 
+    /// The same for another host to have them, which must be able to rely on it. What this one does not have is
+    /// no matter.
+    pub fn release(&self, names: &[Name]) -> Result<()> {
+        let active: Vec<Name> = names.iter().filter(|n| self.is_active(n)).cloned().collect();
+        hold::not_in_use(&self.domain, &active)?;
+        for name in names {
+            self.domain.engine.detach(&Place::Public(name.clone()), Access::Write)?;
+        }
+        Ok(())
+    }
+
     fn let_go(&self, name: &Name, access: Access) {
         if let Err(e) = self.domain.engine.detach(&Place::Public(name.clone()), access) {
             self.job.tell(What::Warning { text: format!("{name} stays active on this host: {e}") });

@@ -5,7 +5,9 @@ use super::super::op::{self, Op};
 use super::super::volume::{Gone, OnVolume, What};
 use super::shared::{Of, not_yet, text};
 use super::{At, Front, local};
-use crate::one::{Cpds, FromImage, Leaf, Migrate, Mkimage, Mv, Mvds, Place, TmCall, Vm, VmPath, Volume};
+use crate::one::{
+    Cpds, Disk, FromImage, Leaf, Migrate, Mkimage, Mv, Mvds, Place, TmCall, Vm, VmPath, Volume, lcm,
+};
 use crate::sys::Class;
 use crate::verb::refuse;
 use anyhow::Result;
@@ -30,19 +32,22 @@ pub(super) fn run(front: &Front<'_>, verb: &str, call: TmCall) -> Result<String>
         TmCall::SnapDelete(c) => of.on(&c.disk, c.object, What::SnapDelete { snapshot: c.snapshot.into() }),
         TmCall::Resize(c) => of.on(&c.disk, c.object, What::Resize { size_mib: c.size.as_mib_up() }),
         TmCall::Mv(c) => of.mv(verb, c),
-        TmCall::Premigrate(m) | TmCall::Postmigrate(m) | TmCall::Failmigrate(m) => stays(&m),
+        TmCall::Premigrate(m) | TmCall::Postmigrate(m) => stays(&m),
+        // Nothing was done.
+        TmCall::Failmigrate(_) => Ok(String::new()),
         TmCall::SnapCreateLive(_) => Err(not_yet("a snapshot of a volume that a machine writes to")),
         // Done before it is known whose disk it is.
         TmCall::Context(_) | TmCall::Monitor(_) | TmCall::MonitorDs(_) => Err(not_yet(verb)),
     }
 }
 
-/// A group is one host's.
+/// Two hosts that have one pool active destroy it, and a VM that moves while it runs is on two.
 fn stays(m: &Migrate) -> Result<String> {
     if m.from == m.to {
         return Ok(String::new());
     }
-    Err(not_yet("moving a VM with volumes to another host"))
+    let text = "a VM with volumes moves to another host powered off or suspended only; nothing was changed";
+    Err(refuse(Class::Unsupported, text))
 }
 
 fn image(path: &Path) -> Result<Volume> {
@@ -57,18 +62,25 @@ fn volatile(vm: &Vm, at: &VmPath) -> Result<Volume> {
             format!("VM {} has no image on a volume group: where its volatile disks go is not known", vm.id);
         refuse(Class::Usage, text)
     };
-    let first = vm.disks.iter().find_map(|d| Volume::parse(d.source.as_deref()?).ok());
-    Ok(Volume::disk(first.ok_or_else(none)?.ds, vm.id, at.disk_id().unwrap_or_default()))
+    Ok(Volume::disk(first(vm).ok_or_else(none)?.ds, vm.id, at.disk_id().unwrap_or_default()))
+}
+
+fn first(vm: &Vm) -> Option<Volume> {
+    vm.disks.iter().find_map(|d| Volume::parse(d.source.as_deref()?).ok())
 }
 
 /// The volume that a disk of the VM is.
 fn volume(vm: &Vm, at: &VmPath) -> Result<Volume> {
     let id = at.disk_id().unwrap_or_default();
     let disk = vm.need_disk(id)?;
-    let Some(source) = &disk.source else { return volatile(vm, at) };
-    let image = Volume::parse(source)?;
+    if disk.source.is_none() { volatile(vm, at) } else { volume_of(vm, disk) }
+}
+
+/// The same of a disk that has an image.
+fn volume_of(vm: &Vm, disk: &Disk) -> Result<Volume> {
+    let image = Volume::parse(disk.source.as_deref().unwrap_or_default())?;
     let is_image = disk.clone == Some(false) || disk.persistent || disk.readonly;
-    Ok(if is_image { image } else { Volume::disk(image.ds, vm.id, id) })
+    Ok(if is_image { image } else { Volume::disk(image.ds, vm.id, disk.id) })
 }
 
 struct Lvm<'a> {
@@ -146,13 +158,61 @@ impl Lvm<'_> {
         self.front.ask(&on_host(&c.at), &op)
     }
 
-    /// A disk goes with its directory.
+    /// A disk goes with its directory. Its volume is where it was: one host lets go of it, then the other has it.
     fn mv(&self, verb: &str, c: Mv) -> Result<String> {
-        if c.to.leaf != Leaf::Dir || c.from == c.to {
+        if c.from == c.to {
             return Ok(String::new());
         }
-        local::run(self.front, verb, TmCall::Mv(c))
+        let vm = self.of.vm(c.object)?;
+        let is_dir = c.to.leaf == Leaf::Dir;
+        if vm.in_lcm(&[lcm::PROLOG_MIGRATE_UNKNOWN, lcm::PROLOG_MIGRATE_UNKNOWN_FAILURE]) {
+            // The source host is dead, and the links with it.
+            let own = |d: &&(u32, Volume)| is_dir || Some(d.0) == c.to.disk_id();
+            return self.each(&c.to, disks(&vm).iter().filter(own), &What::Link);
+        }
+        if !is_dir || c.from.host == c.to.host {
+            return if is_dir { local::run(self.front, verb, TmCall::Mv(c)) } else { Ok(String::new()) };
+        }
+        // At the front-end, where a VM that does not run has its directory, nobody needs its devices.
+        let [resumes, undeploys] = [lcm::PROLOG_RESUME, lcm::PROLOG_UNDEPLOY];
+        let from_front =
+            vm.in_lcm(&[resumes, undeploys, lcm::PROLOG_RESUME_FAILURE, lcm::PROLOG_UNDEPLOY_FAILURE]);
+        let [stops, leaves] = [lcm::EPILOG_STOP, lcm::EPILOG_UNDEPLOY];
+        let to_front = vm.in_lcm(&[stops, leaves, lcm::EPILOG_STOP_FAILURE, lcm::EPILOG_UNDEPLOY_FAILURE]);
+        let all = disks(&vm);
+        if !from_front {
+            self.each(&c.from, &all, &What::Release)?;
+        }
+        if let Err(e) = local::run(self.front, verb, TmCall::Mv(c.clone())) {
+            if !from_front && let Err(e) = self.each(&c.from, &all, &What::Link) {
+                (self.front.warn)(&format!("the VM's volumes stay inactive at the source: {e:#}"));
+            }
+            return Err(e);
+        }
+        if to_front { Ok(String::new()) } else { self.each(&c.to, &all, &What::Link) }
     }
+
+    /// The same for these disks of the VM that has its directory there.
+    fn each<'a>(
+        &self,
+        dir: &VmPath,
+        disks: impl IntoIterator<Item = &'a (u32, Volume)>,
+        what: &What,
+    ) -> Result<String> {
+        for (id, v) in disks {
+            self.ask(&VmPath { leaf: Leaf::Disk(*id), ..dir.clone() }, v, what.clone())?;
+        }
+        Ok(String::new())
+    }
+}
+
+/// The VM's disks that are volumes.
+fn disks(vm: &Vm) -> Vec<(u32, Volume)> {
+    let of = |d: &Disk| match &d.source {
+        Some(_) => volume_of(vm, d).ok(),
+        None => first(vm).map(|image| Volume::disk(image.ds, vm.id, d.id)),
+    };
+    vm.disks.iter().filter_map(|d| Some((d.id, of(d)?))).collect()
 }
 
 fn on_host(at: &VmPath) -> At<'_> {

@@ -112,6 +112,8 @@ pub(super) fn scenes() -> Vec<Scene> {
         scene("cpds of a snapshot on volumes", true, snapshots, |b| {
             own(b, What::Save { snapshot: Some(0), target: "vg-one-100/img-one-9".into() })
         }),
+        scene("release on volumes", true, snapshots, |b| own(b, What::Release)),
+        scene("release a persistent disk on volumes", true, linked, |b| image(b, What::Release)),
         two("delete a disk on volumes", snapshots, |b| own(b, What::Delete)),
         two("delete one of two disks on volumes", two_disks, |b| own(b, What::Delete)),
         scene("delete a persistent disk on volumes", true, linked, |b| image(b, What::Delete)),

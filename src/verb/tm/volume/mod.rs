@@ -42,6 +42,8 @@ pub enum What {
     Store,
     /// The disk, or a snapshot of it, becomes the content of an image. *Again*.
     Save { snapshot: Option<i64>, target: String },
+    /// This host has its device no longer: another one is to have it. The link stays. *State*.
+    Release,
     /// The link goes, and a volume that is the VM's own. *State*.
     Delete,
     /// *Again*.
@@ -87,6 +89,7 @@ pub(super) fn run(tm: &Tm<'_>, op: &OnVolume) -> Result<()> {
         What::Make { size_mib, format, fs } => make::blank(&disk, *size_mib, format, fs.as_deref()),
         What::Store => disk.store(),
         What::Save { snapshot, target } => make::save(&disk, *snapshot, target),
+        What::Release => disk.release(),
         What::Delete => disk.delete(),
         What::SnapCreate { snapshot } => snap::create(&disk, *snapshot),
         What::SnapRevert { snapshot } => snap::revert(&disk, *snapshot),
@@ -142,6 +145,18 @@ impl Disk<'_> {
         self.tm.ready()?;
         self.g.detach(&[parts, vec![pool(&self.v)?]].concat());
         Ok(())
+    }
+
+    /// With all that shares its pool, which is one host's or another's as a whole.
+    fn release(&self) -> Result<()> {
+        let _volume = self.g.lease(&[(&self.v, Mode::Exclusive)])?;
+        let pool = pool(&self.v)?;
+        let all = match self.g.look(&pool)? {
+            Some(_) => [self.g.in_pool(&self.v)?, vec![pool]].concat(),
+            None => self.g.parts(&self.v)?,
+        };
+        self.tm.ready()?;
+        self.g.release(&all)
     }
 
     fn delete(&self) -> Result<()> {
