@@ -14,7 +14,7 @@ pub use mem::MemLocks;
 pub use ofd::OfdLocks;
 pub use sanlock::SanlockLocks;
 
-use crate::sys::effect::bug;
+use crate::sys::effect::{bug, history};
 use crate::sys::sanlock::SanlockError;
 use crate::sys::{Cancel, Class};
 use serde::{Deserialize, Serialize};
@@ -288,7 +288,28 @@ pub fn domain_lock(
     cancel: &Cancel,
 ) -> Result<DomainLock, LockError> {
     let held = retry(locks, &LeaseId::Domain, Mode::Exclusive, Instant::now() + wait, cancel)?;
+    history(|| format!("take {}", moment(&*held)));
     Ok(DomainLock { held, id: LeaseId::Domain })
+}
+
+/// Which holding of a lease this is, and what time it is.
+fn moment(held: &dyn Held) -> String {
+    let token = held.token().ok().flatten();
+    let (host, version) = token.map_or((0, 0), |t| (t.host_id, t.version));
+    format!("{host} {version} {}", jiff::Timestamp::now().as_microsecond())
+}
+
+impl DomainLock {
+    /// For tests: a numbered change that was made under this holding.
+    pub fn changed(&self, before: u64, after: u64) {
+        history(|| format!("change {} {before} {after}", moment(&*self.held)));
+    }
+}
+
+impl Drop for DomainLock {
+    fn drop(&mut self) {
+        history(|| format!("give {}", moment(&*self.held)));
+    }
 }
 
 /// Takes a job's owner lease, or says at once that the job lives.

@@ -69,7 +69,12 @@ pub fn step<T, E: Failure>(
 }
 
 #[cfg(feature = "failpoints")]
-pub use armed::{bug, crash, step};
+pub use armed::{bug, crash, history, step};
+
+/// Whether, and where, the test build writes down who held the lock of a domain, and its changes.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub fn history(_line: impl FnOnce() -> String) {}
 
 /// Whether the test build was asked to misbehave in this named way.
 #[cfg(not(feature = "failpoints"))]
@@ -103,6 +108,7 @@ mod armed {
         stop: Option<u64>,
         fail: Option<Fail>,
         log: Option<PathBuf>,
+        history: Option<PathBuf>,
         /// Where to write down what a power loss would need: see `Snap`.
         snap: Option<Snap>,
         bug: Option<String>,
@@ -182,13 +188,21 @@ mod armed {
             let stop = std::env::var("ONESDM_TEST_STOP").ok().and_then(|v| v.parse().ok());
             let fail = std::env::var("ONESDM_TEST_FAIL").ok().and_then(|v| Fail::parse(&v));
             let log = std::env::var_os("ONESDM_TEST_LOG").map(Into::into);
+            let history = std::env::var_os("ONESDM_TEST_HISTORY").map(Into::into);
             let snap = std::env::var_os("ONESDM_TEST_SNAP").map(|d| Snap(d.into()));
-            Arms { kill, stop, fail, log, snap, bug: std::env::var("ONESDM_TEST_BUG").ok() }
+            Arms { kill, stop, fail, log, history, snap, bug: std::env::var("ONESDM_TEST_BUG").ok() }
         })
     }
 
     pub fn bug(name: &str) -> bool {
         arms().bug.as_deref() == Some(name)
+    }
+
+    /// `ONESDM_TEST_HISTORY` names the file.
+    pub fn history(line: impl FnOnce() -> String) {
+        if let Some(file) = &arms().history {
+            append(file, &(line() + "\n"));
+        }
     }
 
     fn die() -> ! {

@@ -7,10 +7,10 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest as _, Sha256};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
-const GROUP: &str = "vg-one-100";
-const MIB: usize = 1 << 20;
+pub const GROUP: &str = "vg-one-100";
+pub const MIB: usize = 1 << 20;
 
 /// Disks: a copy, a persistent one, a volatile one.
 const VM: &str = "<VM><ID>7</ID><STATE>8</STATE><LCM_STATE>0</LCM_STATE><TEMPLATE>\
@@ -21,7 +21,7 @@ const VM: &str = "<VM><ID>7</ID><STATE>8</STATE><LCM_STATE>0</LCM_STATE><TEMPLAT
 <DISK><DISK_ID>2</DISK_ID><TYPE>swap</TYPE><SIZE>1</SIZE></DISK></TEMPLATE></VM>";
 
 /// As root: the test arranges it, not the drivers.
-fn root(words: &[&str]) -> String {
+pub fn root(words: &[&str]) -> String {
     let tool = format!("/usr/sbin/{}", words[0]);
     let out = Command::new("sudo").args(["-n", &tool]).args(&words[1..]).output().unwrap();
     assert!(out.status.success(), "{words:?}: {}", String::from_utf8_lossy(&out.stderr));
@@ -29,12 +29,12 @@ fn root(words: &[&str]) -> String {
 }
 
 /// The account's world: an installation of its own, and names that lead to the program.
-struct Host {
+pub struct Host {
     dir: tempfile::TempDir,
 }
 
 impl Host {
-    fn new() -> Host {
+    pub fn new() -> Host {
         let host = Host { dir: tempfile::tempdir().unwrap() };
         for d in ["etc", "var/datastores/101", "images"] {
             std::fs::create_dir_all(host.at(d)).unwrap();
@@ -43,6 +43,7 @@ impl Host {
         let tm = [
             "clone",
             "ln",
+            "mv",
             "mkswap",
             "mvds",
             "cpds",
@@ -63,47 +64,63 @@ impl Host {
         host
     }
 
-    fn at(&self, rel: &str) -> PathBuf {
+    pub fn at(&self, rel: &str) -> PathBuf {
         self.dir.path().join(rel)
     }
 
-    fn command(&self, program: &Path) -> Command {
+    pub fn command(&self, program: &Path) -> Command {
         let mut c = Command::new(program);
         c.env_clear().env("ONE_LOCATION", self.dir.path()).env("HOME", self.dir.path());
+        c.env("ONESDM_TEST_HISTORY", self.at("history"));
         c
     }
 
-    fn own(&self, words: &[&str]) -> (i32, String) {
+    pub fn own(&self, words: &[&str]) -> (i32, String) {
         let out = self.command(&bed::program()).args(words).output().unwrap();
         said(&out)
     }
 
-    fn call(&self, verb: &str, image: &str) -> (i32, String) {
-        let xml = format!(
+    pub fn call(&self, verb: &str, image: &str) -> (i32, String) {
+        let xml = self.message(image);
+        said(&self.start(verb, &xml, &[]).wait_with_output().unwrap())
+    }
+
+    pub fn message(&self, image: &str) -> String {
+        format!(
             "<DS_DRIVER_ACTION_DATA><IMAGE><REGTIME>1</REGTIME>{}</IMAGE><DATASTORE><ID>100</ID><TYPE>0</TYPE>\
              <DS_MAD>lvm</DS_MAD><TM_MAD>lvm</TM_MAD><BASE_PATH>{}</BASE_PATH><TEMPLATE><SAFE_DIRS>{}</SAFE_DIRS>\
              <STAGING_DIR>/tmp</STAGING_DIR></TEMPLATE></DATASTORE></DS_DRIVER_ACTION_DATA>",
             image.replace("DIR", &self.at("images").to_string_lossy()),
             self.at("var/datastores/100").display(),
             self.at("images").display(),
-        );
+        )
+    }
+
+    /// A datastore verb with its message, under way.
+    pub fn start(&self, verb: &str, xml: &str, env: &[(&str, &str)]) -> Child {
         let mut c = self.command(&self.at("var/remotes/datastore/lvm").join(verb));
-        let c = c.arg("7").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = c.spawn().unwrap();
+        let c = c.arg("7").envs(env.iter().copied());
+        let mut child =
+            c.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(xml.as_bytes()).unwrap();
-        said(&child.wait_with_output().unwrap())
+        child
     }
 
     /// A transfer verb about VM 7; `DIR` is its directory on this host.
     #[track_caller]
     fn tm(&self, verb: &str, args: &[&str]) -> String {
-        let dir = format!("localhost:{}", self.at("var/datastores/101/7").display());
-        let mut c = self.command(&self.at("var/remotes/tm/lvm").join(verb));
-        let c = c.args(args.iter().map(|a| a.replace("DIR", &dir))).env("ONESDM_VM_XML", VM);
-        let (status, text) = said(&c.stdin(Stdio::null()).output().unwrap());
+        let (status, text) = self.tm_of((7, VM), verb, args);
         assert_eq!(status, 0, "{verb} {args:?}: {text}");
         println!("{verb} {args:?} {text}");
         text
+    }
+
+    /// The same of another VM, with its document.
+    pub fn tm_of(&self, (vm, xml): (u64, &str), verb: &str, args: &[&str]) -> (i32, String) {
+        let dir = format!("localhost:{}", self.at(&format!("var/datastores/101/{vm}")).display());
+        let mut c = self.command(&self.at("var/remotes/tm/lvm").join(verb));
+        let c = c.args(args.iter().map(|a| a.replace("DIR", &dir))).env("ONESDM_VM_XML", xml);
+        said(&c.stdin(Stdio::null()).output().unwrap())
     }
 
     /// The group of datastore 100, a domain with a thick image 1 and a thin one 2.
@@ -120,7 +137,7 @@ impl Host {
     }
 
     #[track_caller]
-    fn ok(&self, verb: &str, image: &str) -> String {
+    pub fn ok(&self, verb: &str, image: &str) -> String {
         let (status, text) = self.call(verb, image);
         assert_eq!(status, 0, "{verb} {image}: {text}");
         println!("{verb} {image}: {text}");
@@ -128,20 +145,20 @@ impl Host {
     }
 }
 
-fn said(out: &std::process::Output) -> (i32, String) {
+pub fn said(out: &std::process::Output) -> (i32, String) {
     let text = [&out.stdout[..], &out.stderr[..]].concat();
     (out.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).trim().to_owned())
 }
 
 /// Blocks that tell where they lie, and a hole.
-fn disk(seed: u8) -> Vec<u8> {
+pub fn disk(seed: u8) -> Vec<u8> {
     let mut bytes: Vec<u8> = (0..4 * MIB).map(|i| u8::try_from(i / 4096 % 251).unwrap() ^ seed).collect();
     bytes[MIB..2 * MIB].fill(0);
     bytes
 }
 
 /// What a volume reads as: its first bytes, and whether zeroes follow.
-fn content(volume: &str, len: usize) -> (String, bool) {
+pub fn content(volume: &str, len: usize) -> (String, bool) {
     let path = format!("{GROUP}/{volume}");
     root(&["lvchange", "-K", "-ay", &path]);
     let bytes = std::fs::read(format!("/dev/{path}")).unwrap();
@@ -149,11 +166,11 @@ fn content(volume: &str, len: usize) -> (String, bool) {
     (digest(&bytes[..len]), bytes[len..].iter().all(|b| *b == 0))
 }
 
-fn digest(bytes: &[u8]) -> String {
+pub fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn volumes() -> Vec<String> {
+pub fn volumes() -> Vec<String> {
     let out = root(&["lvs", "--noheadings", "-o", "lv_name", GROUP]);
     let mut names: Vec<String> = out.split_whitespace().map(str::to_owned).collect();
     names.sort();
@@ -238,7 +255,7 @@ fn a_datastore_on_a_volume_group_works_through_its_links() {
 }
 
 /// What the device of a disk reads as.
-fn read(disk: &Path, len: usize) -> (String, bool) {
+pub fn read(disk: &Path, len: usize) -> (String, bool) {
     let bytes = std::fs::read(disk).unwrap();
     (digest(&bytes[..len]), bytes[len..].iter().all(|b| *b == 0))
 }

@@ -37,9 +37,30 @@ chmod 440 /etc/sudoers /etc/sudoers.d/*; chmod 4755 /usr/bin/sudo; chmod 1777 /t
 
 /// Runs an ignored test of this program in a machine with these disks, as that account.
 pub fn test(name: &str, disks: &[&Path], programs: &[PathBuf]) -> Output {
+    command(name, "vm", "", disks, programs).output().unwrap()
+}
+
+/// sanlock's daemon as a host has it, without a watchdog and with a clock ten times as fast. The devices are
+/// that account's, too.
+const SANLOCK: &str = "
+chown root:disk /dev/vd*; chmod 660 /dev/vd*
+lib=/lib/x86_64-linux-gnu; ln -s $lib/libsanlock_client.so.1.* $lib/libsanlock_client.so.1
+LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1 FAKETIME='+0 x10' FAKETIME_DONT_RESET=1 \
+    sanlock daemon -D -w 0 -l 0 -h 0 -U oneadmin -G oneadmin -e $(hostname) >/tmp/sanlock.log 2>&1 &
+";
+
+/// The same on one of several machines, a member of sanlock's.
+pub fn host(name: &str, machine: &str, disks: &[&Path], programs: &[PathBuf]) -> Command {
+    let own = ["/usr/sbin/sanlock", "/lib/x86_64-linux-gnu/libsanlock_client.so.1"];
+    let clock = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+    let own = own.into_iter().chain([clock]).map(PathBuf::from);
+    command(name, machine, SANLOCK, disks, &own.chain(programs.iter().cloned()).collect::<Vec<_>>())
+}
+
+fn command(name: &str, machine: &str, before: &str, disks: &[&Path], programs: &[PathBuf]) -> Command {
     let program = std::env::current_exe().unwrap();
     let mut command = Command::new(script());
-    command.args(["run", "-t", "1200", "-m", "1024", "-f"]).arg(&program);
+    command.args(["run", "-t", "7200", "-m", "1024", "-n", machine, "-f"]).arg(&program);
     for f in SUDO.iter().map(Path::new).chain(programs.iter().map(PathBuf::as_path)) {
         command.arg("-f").arg(f);
     }
@@ -53,10 +74,11 @@ pub fn test(name: &str, disks: &[&Path], programs: &[PathBuf]) -> Output {
                /usr/sbin/lvcreate -q -kn *";
     let full = std::env::var("ONESDM_FULL").unwrap_or_default();
     let run = format!(
-        "{ACCOUNT}exec su oneadmin -c 'ONESDM_FULL={full} {} --exact --ignored --nocapture {name}'",
+        "{ACCOUNT}{before}exec su oneadmin -c 'ONESDM_FULL={full} {} --exact --ignored --nocapture {name}'",
         program.display()
     );
-    command.args(["--", "env", &format!("SUDOERS={sudoers}\n{own}\n"), "sh", "-c", &run]).output().unwrap()
+    command.args(["--", "env", &format!("SUDOERS={sudoers}\n{own}\n"), "sh", "-c", &run]);
+    command
 }
 
 #[track_caller]

@@ -227,6 +227,7 @@ impl LvmEngine {
         let after = self.group.view()?;
         // A writer that read the same state as we did has undone our commit, or we its.
         if (least..=most).contains(&after.seqno) && after.group == before.group {
+            lock.changed(before.seqno, after.seqno);
             Ok(after)
         } else {
             Err(EngineError::Foreign { what: format!("volume group {}", self.group.name) })
