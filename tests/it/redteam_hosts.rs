@@ -126,11 +126,17 @@ fn r5_7_a_new_leader_goes_on_with_what_the_old_one_began() {
         vm.image("os", Kind::Raw, 1);
         let from = format!("fe:{}", source("os"));
         deploy(&mut vm, 0, "os", false, 0);
+        end(&mut vm);
+        arm_on("h1", &vm, "ONESDM_TEST_LOG=/tmp/effects");
+        deploy(&mut vm, 0, "os", false, 0);
+        let log = cloud.read("h1", "/tmp/effects");
+        let decides = log.lines().find(|l| l.contains("Rename") && l.ends_with("commit.json"));
+        let decides = decides.and_then(|l| l.split_once('\t')).expect("it decides").0;
         for takes_away in [true, false] {
-            // On its way, with a host that stands still.
+            // The front-end said that it counts, and the host stands still before it decides.
             end(&mut vm);
             plans(&mut vm, 0, "os");
-            arm_on("h1", &vm, "ONESDM_TEST_STOP=14");
+            arm_on("h1", &vm, &format!("ONESDM_TEST_STOP={decides}"));
             let mut call = start(&vm, "clone", &[&from, &vm.disk(0)], 100);
             let stopped = ["sh", "-c", "grep -l 'State:.T' /proc/[0-9]*/status"];
             eventually("the agent stands still", SOON, || {
