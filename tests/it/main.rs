@@ -67,6 +67,7 @@ mod many;
 mod media;
 mod metrics;
 mod model;
+mod mixed;
 mod monitoring;
 mod nfs;
 mod nfs_auto;
