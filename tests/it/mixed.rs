@@ -126,10 +126,9 @@ impl Caller for Mixed {
             return Plain.call(vm, verb, args);
         }
         self.stock.tell(vm);
-        let program = self.stock.remotes.join("tm").join(vm.driver).join(verb);
-        let head = ["env", "-i"].map(str::to_owned);
-        let words = [&head[..], &self.stock.env, &[program.display().to_string()], args].concat();
-        vm.cloud.command("fe", &words.iter().map(String::as_str).collect::<Vec<_>>()).output().unwrap()
+        let stock = (&self.stock.env[..], &*self.stock.remotes);
+        let words = runner::words_in(vm.cloud, stock, (vm.driver, verb), &vm.stdin(verb), args);
+        runner::output(vm.cloud, &words)
     }
 }
 

@@ -4,27 +4,17 @@
 use crate::bed::{self, names};
 use crate::hosts::{Cloud, eventually};
 use crate::kill::full;
-use crate::runner::{self, Disk, Kind, STORES, Vm, source, words};
+use crate::runner::{self, Disk, Kind, STORES, Vm, source};
 use crate::tm::{blank, deploy, end, sound};
+use crate::tm_failures::start;
 use crate::tm_kill::{arm_on, kill, signal};
 use std::path::Path;
-use std::process::{Child, Stdio};
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(30);
 
 fn onesdm(cloud: &Cloud, host: &str, words: &[&str]) -> String {
     cloud.on(host, &[&[bed::program().to_str().unwrap()], words].concat())
-}
-
-/// A call that is under way.
-fn start(vm: &Vm<'_>, verb: &str, args: &[&str], ds: u32) -> Child {
-    vm.tell();
-    let all =
-        args.iter().map(|a| (*a).to_owned()).chain([vm.id.to_string(), ds.to_string()]).collect::<Vec<_>>();
-    let words = words(vm.cloud, vm.driver, verb, "", &all);
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    vm.cloud.command("fe", &words).stderr(Stdio::null()).spawn().unwrap()
 }
 
 /// What jobs have in hand in a datastore of a host.

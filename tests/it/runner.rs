@@ -73,23 +73,35 @@ pub fn cloud_for_with(driver: &str, seen: Option<&Path>) -> Cloud {
     cloud_with(if is_local(driver) { &[] } else { &[100, 101, 102] }, seen)
 }
 
-/// The words that run a driver as oned does: its environment, its own process group, stdin from a file.
+/// The words that run a driver of ours as oned does.
 pub fn words(cloud: &Cloud, driver: &str, verb: &str, stdin: &str, args: &[String]) -> Vec<String> {
+    let env = ["HOME=/root", "PATH=/usr/bin:/bin", "ONESDM_XML_DIR=/var/lib/one/xml"].map(str::to_owned);
+    words_in(cloud, (&env, Path::new(REMOTES)), (driver, verb), stdin, args)
+}
+
+/// Of a driver of anybody's: its environment, its own process group, stdin from a file.
+pub fn words_in(
+    cloud: &Cloud,
+    (env, remotes): (&[String], &Path),
+    (driver, verb): (&str, &str),
+    stdin: &str,
+    args: &[String],
+) -> Vec<String> {
     cloud.write("fe", "/tmp/stdin", stdin);
-    let dir = Path::new(REMOTES).join("tm").join(driver);
+    let dir = remotes.join("tm").join(driver);
     // What follows the last dot goes when there is no such file.
     let plain = verb.rsplit_once('.').map_or(verb, |(plain, _)| plain);
     let verb = if cloud.inside("fe", || dir.join(verb).exists()) { verb } else { plain };
-    let head = ["env", "-i", "HOME=/root", "PATH=/usr/bin:/bin", "ONESDM_XML_DIR=/var/lib/one/xml"];
-    let run = ["setsid", "-w", "sh", "-c", "exec \"$@\" < /tmp/stdin", "sh"];
-    let mut words: Vec<String> = head.iter().chain(&run).map(|w| (*w).to_owned()).collect();
-    words.push(dir.join(verb).to_str().unwrap().to_owned());
-    words.extend_from_slice(args);
-    words
+    let run = ["setsid", "-w", "sh", "-c", "exec \"$@\" < /tmp/stdin", "sh"].map(str::to_owned);
+    let program = dir.join(verb).display().to_string();
+    [&["env".to_owned(), "-i".to_owned()], env, &run, &[program], args].concat()
 }
 
 pub fn call(cloud: &Cloud, driver: &str, verb: &str, stdin: &str, args: &[String]) -> Output {
-    let words = words(cloud, driver, verb, stdin, args);
+    output(cloud, &words(cloud, driver, verb, stdin, args))
+}
+
+pub fn output(cloud: &Cloud, words: &[String]) -> Output {
     cloud.command("fe", &words.iter().map(String::as_str).collect::<Vec<_>>()).output().unwrap()
 }
 
@@ -130,7 +142,7 @@ pub struct Plain;
 
 impl Caller for Plain {
     fn call(&self, vm: &Vm<'_>, verb: &str, args: &[String]) -> Output {
-        call(vm.cloud, vm.driver, verb, "", args)
+        call(vm.cloud, vm.driver, verb, &vm.stdin(verb), args)
     }
 }
 
@@ -253,6 +265,12 @@ impl<'a> Vm<'a> {
         format!(
             "<VM><ID>{id}</ID><NAME>größe</NAME><STATE>3</STATE><LCM_STATE>{lcm}</LCM_STATE><TEMPLATE>{disks}</TEMPLATE>{snaps}<HISTORY_RECORDS>{history}</HISTORY_RECORDS></VM>"
         )
+    }
+
+    /// Calls about a live migration get the document so, too.
+    pub fn stdin(&self, verb: &str) -> String {
+        let text = if verb.ends_with("migrate") { self.document() } else { String::new() };
+        String::from_utf8(crate::bed::base64(text)).unwrap()
     }
 
     pub fn tell(&self) {

@@ -33,6 +33,17 @@ pub fn travel(vm: &mut Vm<'_>, to: &'static str, ds: u32) {
     vm.ok("mv", &[&a, &b], ds);
 }
 
+/// A live migration between hosts of which each has its own: the hypervisor copies the disks itself.
+fn migrate(vm: &mut Vm<'_>, to: &'static str) {
+    let (from, dir, at) = (vm.host, format!("{STORES}//{}/{}", vm.ds, vm.id), format!("{STORES}/{}", vm.ds));
+    let out = vm.run("premigrate", &[from, to, &dir], vm.ds);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let copy = format!("tar -C {at} -cSf - {} | ssh {to} tar -C {at} -xSf -", vm.id);
+    vm.cloud.on(from, &["sh", "-c", &copy]);
+    (vm.before, vm.host) = (Some(vm.ds), to);
+    vm.ok("postmigrate", &[from, to, &dir], vm.ds);
+}
+
 /// A disk goes.
 pub fn delete(vm: &mut Vm<'_>, n: u32) {
     let ds = if vm.disks[&n].image.is_some() { 100 } else { vm.ds };
@@ -241,6 +252,7 @@ pub fn life(vm: &mut Vm<'_>, kind: Kind, mib: usize) {
         forget(vm, n, 2);
     }
     if vm.copies {
+        migrate(vm, "h2");
         // The image is as it was until then.
         snapshot(vm, 1, 5);
     }

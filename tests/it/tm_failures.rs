@@ -31,7 +31,8 @@ fn fails(vm: &Vm<'_>, (verb, args, ds): (&str, &[&str], u32), code: i32, says: &
     assert!(says.iter().all(|w| said.contains(w)), "{verb}: {said}");
 }
 
-fn start(vm: &Vm<'_>, verb: &str, args: &[&str], ds: u32) -> Child {
+/// A call that is under way.
+pub fn start(vm: &Vm<'_>, verb: &str, args: &[&str], ds: u32) -> Child {
     vm.tell();
     let all: Vec<String> =
         args.iter().map(|a| (*a).to_owned()).chain([vm.id.to_string(), ds.to_string()]).collect();

@@ -82,7 +82,7 @@ impl Caller for Storm {
         let host = hosts[usize::try_from(self.below(hosts.len() as u64)).unwrap()];
         let most = 1 + self.below(350);
         let after = Duration::from_millis(self.below(most));
-        let words = runner::words(vm.cloud, vm.driver, verb, "", args);
+        let words = runner::words(vm.cloud, vm.driver, verb, &vm.stdin(verb), args);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let mut first = vm.cloud.command("fe", &words).spawn().unwrap();
         std::thread::sleep(after);
