@@ -7,7 +7,7 @@ use crate::nfs_inside::{beds, clean, image};
 use crate::pause::{self, Paused};
 use crate::scenes;
 use onesdm::engine::file::FileEngine;
-use onesdm::engine::{Engine as _, Grave, Identity, Name, Place, Record};
+use onesdm::engine::{Engine as _, Grave, Identity, Kind, Name, Place, Record};
 use onesdm::lock::JobId;
 
 #[test]
@@ -120,6 +120,15 @@ fn r1_5_an_open_engine_finds_what_another_host_did() {
         if top.is_dir() { std::fs::remove_dir_all(top).unwrap() } else { std::fs::remove_file(top).unwrap() }
     }
     expect("removed", None, &none);
+    // The link that a snapshot or a move replaces says which layer a disk writes to.
+    let leads = |to: &str| {
+        std::os::unix::fs::symlink(to, store.join("link")).unwrap();
+        std::fs::rename(store.join("link"), store.join("8/disk.0")).unwrap();
+        let found = engine.look(&Place::Public(name("8/disk.0"))).unwrap().map(|o| o.kind);
+        assert!(matches!(&found, Some(Kind::Link(now)) if now == to), "{found:?} in place of {to}");
+    };
+    std::fs::create_dir(store.join("8")).unwrap();
+    ["disk.0.snap/0", "disk.0.snap/1", "disk.0.snap/0"].into_iter().for_each(leads);
     assert!(wrong.is_empty(), "believed what it remembered: {wrong:#?}");
 }
 
