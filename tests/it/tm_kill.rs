@@ -161,7 +161,7 @@ fn lives(kind: Kind, driver: &'static str, seed: u64) {
         let cloud = runner::cloud_for(driver);
         let mut vm = Vm::new(&cloud, driver, 7);
         vm.caller = &storm;
-        crate::tm::life(&mut vm, kind, 4);
+        crate::tm::life(&mut vm, kind, if full() { 4 } else { 1 });
         let met = storm.met.borrow();
         println!("{driver}, {}, {n} lives: {}", kind.name(), met.report());
         let least = met.persistent.min(met.other);
