@@ -52,6 +52,12 @@ pub fn read() -> std::io::Result<Vec<Mount>> {
     Ok(parse(&std::fs::read_to_string("/proc/self/mountinfo")?))
 }
 
+/// What a parameter of a module of the kernel is now; `None` where the module or the parameter is not there.
+pub fn parameter(module: &str, name: &str) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/sys/module/{module}/parameters/{name}")).ok()?;
+    Some(text.trim().to_owned())
+}
+
 /// The mount a path (absolute, no links in it) lies on; of several at one point the last one covers the others.
 pub fn of<'a>(path: &Path, mounts: &'a [Mount]) -> Option<&'a Mount> {
     let under = mounts.iter().filter(|m| path.starts_with(&m.point));

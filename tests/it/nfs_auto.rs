@@ -204,3 +204,16 @@ fn a_server_that_refuses_or_is_silent_ends_the_verb_and_nothing_else() {
     auto.cp(1, &auto.doc(1)).run().ok();
     auto.connection(&["drop", "datastore-100"]).run().ok();
 }
+
+/// Not of NFS_AUTO, but of this kernel.
+#[test]
+#[ignore = "runs in the machine of `nfs`"]
+fn the_doctor_warns_of_locks_that_come_back_unasked() {
+    let bed = Bed::on(Path::new("/a/doctor"));
+    let store = bed.store(100);
+    for (value, warned) in [("Y", true), ("N", false)] {
+        std::fs::write("/sys/module/nfs/parameters/recover_lost_locks", value).unwrap();
+        let said = bed.onesdm(&["doctor", store.to_str().unwrap()]).run().out();
+        assert_eq!(said.contains("recover_lost_locks is on"), warned, "{said}");
+    }
+}

@@ -2,10 +2,18 @@
 
 use super::{Finding, Verdict};
 use crate::lock::reach::{Locks, locks};
-use crate::sys::mounts::Mount;
+use crate::sys::{self, mounts::Mount};
 
-/// The findings on a datastore's mount.
-pub fn judge(place: &str, m: &Mount) -> Vec<Finding> {
+/// A kernel that claims locks again which a server gave away meanwhile lets two hosts believe that they hold one.
+const LOST: &str = "recover_lost_locks";
+
+/// What the kernel makes of locks that an NFS server does not know any more.
+pub fn lost_locks() -> Option<String> {
+    sys::mounts::parameter("nfs", LOST)
+}
+
+/// The findings on a datastore's mount, with what `lost_locks` says.
+pub fn judge(place: &str, m: &Mount, lost_locks: Option<&str>) -> Vec<Finding> {
     let shown = format!("{} on {} ({})", m.kind, m.point.display(), m.source);
     let one = "let only one host change this datastore";
     let (verdict, detail, remedy) = match locks(m) {
@@ -28,6 +36,16 @@ pub fn judge(place: &str, m: &Mount) -> Vec<Finding> {
         Locks::None(why) => (Verdict::Bad, format!("{shown}: {why}"), "mount it with locks".to_owned()),
     };
     let mut out = vec![Finding::new("locks", place, verdict, detail, remedy)];
+    if m.kind.starts_with("nfs") && locks(m) == Locks::Shared && lost_locks == Some("Y") {
+        out.push(Finding::warn(
+            "locks",
+            place,
+            format!("nfs.{LOST} is on: after a cut this host takes locks again that others got meanwhile, and is not told"),
+            format!(
+                "echo N >/sys/module/nfs/parameters/{LOST}, and take it off the kernel's command line and out of /etc/modprobe.d"
+            ),
+        ));
+    }
     if m.options.iter().any(|o| o == "ro") {
         out.push(Finding::bad(
             "mount",
@@ -49,11 +67,24 @@ mod tests {
         for (kind, options) in
             [("ext4", "rw"), ("nfs4", "rw,vers=4.2"), ("nfs", "rw,vers=3"), ("lustre", "rw")]
         {
-            for f in judge("/x", &parse(&format!("1 0 0:1 / /x rw - {kind} src {options}"))[0]) {
+            for f in judge("/x", &parse(&format!("1 0 0:1 / /x rw - {kind} src {options}"))[0], None) {
                 assert_eq!(f.remedy.is_empty(), f.verdict == Verdict::Ok, "{f:?}");
             }
         }
         let ro = &parse("1 0 0:1 / /x ro,relatime - ext4 src rw")[0];
-        assert!(judge("/x", ro).iter().any(|f| f.check == "mount" && f.verdict == Verdict::Bad));
+        assert!(judge("/x", ro, None).iter().any(|f| f.check == "mount" && f.verdict == Verdict::Bad));
+    }
+
+    #[test]
+    fn locks_that_come_back_unasked_are_warned_of_where_locks_count() {
+        let warned = |kind: &str, options: &str, lost: Option<&str>| {
+            let m = &parse(&format!("1 0 0:1 / /x rw - {kind} src {options}"))[0];
+            judge("/x", m, lost).iter().any(|f| f.detail.contains(LOST) && f.verdict == Verdict::Warn)
+        };
+        assert!(warned("nfs4", "rw,vers=4.2", Some("Y")));
+        assert!(!warned("nfs4", "rw,vers=4.2", Some("N")));
+        assert!(!warned("nfs4", "rw,vers=4.2", None));
+        assert!(!warned("nfs", "rw,vers=3", Some("Y")), "there are none that reach other hosts");
+        assert!(!warned("xfs", "rw", Some("Y")));
     }
 }

@@ -57,7 +57,7 @@ pub fn look(
         out.push(Finding::ok("mount", &place, "mounted, as this host remembers it"));
     }
     if let Some(m) = path.canonicalize().ok().and_then(|p| sys::mounts::of(&p, table)) {
-        out.extend(mounts::judge(&place, m));
+        out.extend(mounts::judge(&place, m, mounts::lost_locks().as_deref()));
     }
     let domain = Domain::inspect(path);
     let (finding, domain) = identity(&place, known, domain);
