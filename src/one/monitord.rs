@@ -1,24 +1,32 @@
-//! Messages to monitord: one datagram each, `TYPE RESULT OBJECT TIME base64(zlib(payload))`. Contract 5.2.
+//! Messages to monitord: one datagram each, `TYPE RESULT OBJECT TIME base64(zlib(payload))`. Contract 5.2. With a
+//! public key the payload is encrypted first, piece by piece: PKCS #1 v1.5, as monitord's own clients do.
 
 use super::OneError;
 use crate::sys::Bytes;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use flate2::{Compression, write::ZlibEncoder};
+use openssl::pkey::Public;
+use openssl::rsa::{Padding, Rsa};
 use std::io::{ErrorKind, Write as _};
 use std::net::{SocketAddr, ToSocketAddrs as _, UdpSocket};
 use std::path::Path;
 
 /// What IPv4 carries in a datagram, and monitord reads.
 const DATAGRAM: usize = 65_507;
-/// Texts of at most this size fit in a datagram whatever is in them.
+/// Texts of at most this size fit in a datagram whatever is in them, if nobody encrypts them.
 pub const PAYLOAD: usize = 45 << 10;
+/// As much encrypted text does.
+const ENCRYPTED: usize = 47 << 10;
+/// What the padding takes of each piece.
+const PADDING: usize = 11;
 const PORT: u16 = 4124;
 
 /// Where monitord listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Monitord {
     to: SocketAddr,
+    key: Option<Rsa<Public>>,
 }
 
 impl Monitord {
@@ -31,21 +39,27 @@ impl Monitord {
             Ok(text) => text,
         };
         let bad = |why| OneError::Monitord { path: path.clone(), why };
-        if value(&text, "PUBKEY").is_some_and(|key| !key.is_empty()) {
-            return Err(bad("its PUBKEY asks for encrypted messages, which are not supported yet"));
-        }
+        let key = value(&text, "PUBKEY").filter(|key| !key.is_empty()).map(|key| public_key(Path::new(key)));
+        let key = key.transpose()?;
         let host = value(&text, "MONITOR_ADDRESS").filter(|a| !["", "auto"].contains(a));
         let port = value(&text, "PORT").map_or(Ok(PORT), str::parse);
         let port = port.map_err(|_| bad("its PORT is no port"))?;
         let found = (host.unwrap_or("127.0.0.1"), port).to_socket_addrs().ok();
         let to = found.and_then(|mut all| all.next());
-        Ok(Some(Monitord { to: to.ok_or_else(|| bad("its MONITOR_ADDRESS is no address"))? }))
+        Ok(Some(Monitord { to: to.ok_or_else(|| bad("its MONITOR_ADDRESS is no address"))?, key }))
+    }
+
+    /// Texts of at most this size fit in a datagram whatever is in them.
+    pub fn payload(&self) -> usize {
+        let encrypted = |key: &Rsa<Public>| ENCRYPTED / piece(key).1 * piece(key).0;
+        self.key.as_ref().map_or(PAYLOAD, encrypted).min(PAYLOAD)
     }
 
     /// Sends one message; nobody says whether it arrives. `object` is -1 for what is about many.
     pub fn send(&self, kind: &str, good: bool, object: i64, payload: &[u8]) -> Result<(), OneError> {
         let failed = |source| OneError::Datagram { to: self.to, source };
-        let text = message(kind, good, object, payload).map_err(failed)?;
+        let secret = self.key.as_ref().map(|key| encrypted(key, payload)).transpose().map_err(failed)?;
+        let text = message(kind, good, object, secret.as_deref().unwrap_or(payload)).map_err(failed)?;
         if text.len() > DATAGRAM {
             return Err(OneError::TooLarge { doc: "the message to monitord", limit: Bytes(DATAGRAM as u64) });
         }
@@ -53,6 +67,31 @@ impl Monitord {
         let sent = UdpSocket::bind(any).and_then(|s| s.send_to(&text, self.to));
         sent.map(drop).map_err(failed)
     }
+}
+
+/// As stock makes it, or as any other tool does.
+fn public_key(path: &Path) -> Result<Rsa<Public>, OneError> {
+    let text = std::fs::read(path).map_err(|source| OneError::Open { path: path.to_owned(), source })?;
+    let key = Rsa::public_key_from_pem_pkcs1(&text).or_else(|_| Rsa::public_key_from_pem(&text)).ok();
+    let key = key.filter(|key| (PADDING + 1..PAYLOAD).contains(&usize::try_from(key.size()).unwrap_or(0)));
+    let why = "it is no public RSA key in PEM (PUBKEY of monitord.conf)";
+    key.ok_or_else(|| OneError::Monitord { path: path.to_owned(), why })
+}
+
+/// How much text is in a piece, and how long the piece is then.
+fn piece(key: &Rsa<Public>) -> (usize, usize) {
+    let size = usize::try_from(key.size()).unwrap_or(PAYLOAD);
+    (size - PADDING, size)
+}
+
+fn encrypted(key: &Rsa<Public>, text: &[u8]) -> std::io::Result<Vec<u8>> {
+    let (text_size, size) = piece(key);
+    let (mut out, mut block) = (Vec::new(), vec![0; size]);
+    for part in text.chunks(text_size) {
+        let n = key.public_encrypt(part, &mut block, Padding::PKCS1)?;
+        out.extend_from_slice(&block[..n]);
+    }
+    Ok(out)
 }
 
 fn message(kind: &str, good: bool, object: i64, payload: &[u8]) -> std::io::Result<Vec<u8>> {
@@ -90,7 +129,7 @@ mod tests {
 
     #[test]
     fn the_address_is_that_of_the_configuration() {
-        assert_eq!(Monitord::configured(Path::new("/nowhere")).unwrap(), None);
+        assert!(Monitord::configured(Path::new("/nowhere")).unwrap().is_none());
         for (conf, want) in [
             (CONF.to_owned(), "127.0.0.1:4124"),
             (String::new(), "127.0.0.1:4124"),
@@ -100,7 +139,8 @@ mod tests {
             assert_eq!(of(&conf).unwrap().unwrap().to.to_string(), want, "{conf}");
         }
         for (conf, why) in [
-            (CONF.replace("PUBKEY = \"", "PUBKEY = \"/k"), "PUBKEY"),
+            (CONF.replace("PUBKEY = \"", "PUBKEY = \"/no/key"), "/no/key"),
+            (CONF.replace("PUBKEY = \"", "PUBKEY = \"/etc/passwd"), "PUBKEY"),
             (CONF.replace("4124", "70000"), "PORT"),
             (CONF.replace("auto", "no such host."), "MONITOR_ADDRESS"),
         ] {
@@ -113,7 +153,7 @@ mod tests {
     fn what_is_sent_is_what_monitord_reads() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        let to = Monitord { to: socket.local_addr().unwrap() };
+        let to = Monitord { to: socket.local_addr().unwrap(), key: None };
         let payload: Vec<u8> = (0..PAYLOAD).map(|i| (i * i / 7).to_le_bytes()[0]).collect();
         to.send("MONITOR_VM", true, -1, &payload).unwrap();
         let mut buf = vec![0; 1 << 16];
@@ -140,5 +180,29 @@ mod tests {
         });
         let noise: Vec<u8> = noise.take(PAYLOAD).collect();
         assert!(message("MONITOR_VM", true, -1, &noise).unwrap().len() <= DATAGRAM);
+    }
+
+    #[test]
+    fn what_is_encrypted_is_read_with_the_private_key_and_fits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key.pub");
+        for bits in [512, 1024, 2048] {
+            let pair = Rsa::generate(bits).unwrap();
+            for pem in [pair.public_key_to_pem_pkcs1().unwrap(), pair.public_key_to_pem().unwrap()] {
+                std::fs::write(&path, pem).unwrap();
+                let key = public_key(&path).unwrap();
+                let to = Monitord { to: ([127, 0, 0, 1], 9).into(), key: Some(key.clone()) };
+                let text: Vec<u8> = (0..to.payload()).map(|i| (i * i / 7).to_le_bytes()[0]).collect();
+                let secret = encrypted(&key, &text).unwrap();
+                assert!(message("MONITOR_VM", true, -1, &secret).unwrap().len() <= DATAGRAM, "{bits}");
+                let mut got = Vec::new();
+                let mut block = vec![0; key.size() as usize];
+                for part in secret.chunks(key.size() as usize) {
+                    let n = pair.private_decrypt(part, &mut block, Padding::PKCS1).unwrap();
+                    got.extend_from_slice(&block[..n]);
+                }
+                assert!(got == text, "{bits}");
+            }
+        }
     }
 }

@@ -3,7 +3,9 @@
 use crate::bed::{self, Bed, Call};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use openssl::rsa::{Padding, Rsa};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Read as _;
 use std::net::UdpSocket;
@@ -52,13 +54,18 @@ fn monitord(bed: &Bed) -> UdpSocket {
 
 /// One datagram taken apart: each VM with its report.
 fn heard(socket: &UdpSocket) -> BTreeMap<u32, String> {
+    heard_by(socket, &|plain| plain)
+}
+
+fn heard_by(socket: &UdpSocket, decrypt: &dyn Fn(Vec<u8>) -> Vec<u8>) -> BTreeMap<u32, String> {
     let mut buf = vec![0; 1 << 16];
     let n = socket.recv(&mut buf).expect("no datagram came");
     let text = std::str::from_utf8(&buf[..n]).unwrap();
     let payload = text.strip_prefix("MONITOR_VM SUCCESS -1 0 ").unwrap().trim_end();
-    let mut out = String::new();
+    let mut out = Vec::new();
     let packed = STANDARD.decode(payload).unwrap();
-    flate2::read::ZlibDecoder::new(packed.as_slice()).read_to_string(&mut out).unwrap();
+    flate2::read::ZlibDecoder::new(packed.as_slice()).read_to_end(&mut out).unwrap();
+    let out = String::from_utf8(decrypt(out)).unwrap();
     out.lines().map(|l| vm(l, "VM=[ID=", ", MONITOR=\"", "\"]")).collect()
 }
 
@@ -143,13 +150,31 @@ fn space_goes_to_oned_and_sizes_to_monitord() {
     space(monitor(&bed, "<MONITOR_VM_DISKS>0</MONITOR_VM_DISKS>").run().ok());
     space(monitor(&bed, DISKS).run().ok());
     assert_eq!(heard(&socket), want, "one datagram, of the call that asked for it");
+    // With a key, made as stock's manual says.
+    let key = bed.root().join("key");
+    let public = bed.root().join("key.pub");
+    bed::tool("openssl", &["genrsa".as_ref(), "-out".as_ref(), key.as_os_str(), "2048".as_ref()]);
+    let words = ["rsa", "-RSAPublicKey_out", "-in"].map(OsStr::new);
+    bed::tool("openssl", &[&words[..], &[key.as_os_str(), "-out".as_ref(), public.as_os_str()]].concat());
     let conf = fs::read_to_string(bed.root().join("etc/monitord.conf")).unwrap();
-    let secret = conf.replace("PUBKEY = \"", "PUBKEY = \"/etc/key");
+    let secret = conf.replace("PUBKEY = \"", &format!("PUBKEY = \"{}", public.display()));
     fs::write(bed.root().join("etc/monitord.conf"), secret).unwrap();
+    space(monitor(&bed, DISKS).run().ok());
+    let key = Rsa::private_key_from_pem(&fs::read(&key).unwrap()).unwrap();
+    let decrypt = |secret: Vec<u8>| {
+        let mut block = vec![0; 256];
+        let piece = |part| {
+            let n = key.private_decrypt(part, &mut block, Padding::PKCS1).unwrap();
+            block[..n].to_vec()
+        };
+        secret.chunks(256).flat_map(piece).collect()
+    };
+    assert_eq!(heard_by(&socket, &decrypt), want);
+    fs::remove_file(public).unwrap();
     let done = monitor(&bed, DISKS).run();
     assert_eq!(done.code, Some(0), "the space is worth more than what VMs take");
     space(done.out());
-    assert!(done.err().starts_with("WARN: ") && done.err().contains("PUBKEY"), "{}", done.err());
+    assert!(done.err().starts_with("WARN: ") && done.err().contains("key.pub"), "{}", done.err());
 }
 
 /// B1, B2: a VM without disks is no reason to report none.

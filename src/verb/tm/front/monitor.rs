@@ -2,7 +2,7 @@
 //! host's probe calls for one that is the host's own. Contract 5.2, 5.3.
 
 use super::{At, Driver, Front};
-use crate::one::{DsDump, Monitord, PAYLOAD, VmDir};
+use crate::one::{DsDump, Monitord, VmDir};
 use crate::verb::tm::monitor;
 use crate::verb::tm::op::{self, Op};
 use anyhow::{Context as _, Result};
@@ -33,7 +33,7 @@ pub(super) fn run(front: &Front<'_>, dump: &[u8]) -> Result<String> {
     let found = front.ask(&at, &Op::Monitor(op::Monitor { dir: path, vms: to.is_some() }))?;
     let (space, vms) = found.split_once('\n').unwrap_or((&found, ""));
     if let Some(to) = to {
-        tell(front, to, vms);
+        tell(front, &to, vms);
     }
     Ok(space.to_owned())
 }
@@ -50,8 +50,8 @@ fn monitord(front: &Front<'_>) -> Option<Monitord> {
     })
 }
 
-fn tell(front: &Front<'_>, to: Monitord, vms: &str) {
-    for (i, lines) in batches(vms, PAYLOAD).into_iter().enumerate() {
+fn tell(front: &Front<'_>, to: &Monitord, vms: &str) {
+    for (i, lines) in batches(vms, to.payload()).into_iter().enumerate() {
         if i > 0 && !front.job.cancel().wait(PAUSE) {
             return;
         }
