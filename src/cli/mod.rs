@@ -10,7 +10,7 @@ mod doctor;
 mod generate;
 mod guard;
 mod install;
-mod invocation;
+pub mod invocation;
 mod monitord;
 mod progress;
 mod render;

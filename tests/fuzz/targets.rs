@@ -1,6 +1,7 @@
 //! What reads bytes of others, one function each, with what must hold whatever the bytes are. cargo-fuzz
 //! looks for inputs (see Cargo.toml here); the ordinary suite replays those that were kept.
 
+use onesdm::cli::invocation::Invocation;
 use onesdm::config::parse_rc;
 use onesdm::host::wire::{Decoder, Frame};
 use onesdm::image::{Admit, admit, probe_bytes};
@@ -16,8 +17,9 @@ use std::path::{Component, Path};
 
 pub type Target = (&'static str, fn(&[u8]));
 
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("dump", dump),
+    ("argv", argv),
     ("documents", documents),
     ("tm_call", tm_call),
     ("host_path", host_path),
@@ -61,6 +63,24 @@ fn dump(data: &[u8]) {
     }
 }
 
+/// What the program is called as, one word a line; what follows an empty line is stdin.
+fn argv(data: &[u8]) {
+    let (words, stdin) = words(data);
+    if let Some(call) = Invocation::of(&words) {
+        assert!(!call.driver.is_empty() && !call.driver.contains('/'), "{call}");
+        let again = Invocation::named(Path::new(&call.to_string())).expect("it names a verb");
+        assert_eq!(again.to_string(), call.to_string());
+        drop(refused(DsCall::from(&call.args, stdin)));
+    }
+}
+
+/// Lines up to an empty one, and what is behind that.
+fn words(data: &[u8]) -> (Vec<OsString>, &[u8]) {
+    let end = data.windows(2).position(|w| w == b"\n\n").unwrap_or(data.len());
+    let words = data[..end].split(|b| *b == b'\n').map(|l| OsString::from_vec(l.to_vec())).collect();
+    (words, data.get(end + 2..).unwrap_or_default())
+}
+
 /// The other documents of oned.
 fn documents(data: &[u8]) {
     if let Some(vm) = refused(Vm::parse(data)) {
@@ -76,11 +96,8 @@ fn documents(data: &[u8]) {
 
 /// The arguments of a transfer-manager verb, one a line, the verb first; what follows an empty line is stdin.
 fn tm_call(data: &[u8]) {
-    let end = data.windows(2).position(|w| w == b"\n\n").unwrap_or(data.len());
-    let mut lines = data[..end].split(|b| *b == b'\n');
-    let verb = String::from_utf8_lossy(lines.next().unwrap_or_default()).into_owned();
-    let args: Vec<OsString> = lines.map(|l| OsString::from_vec(l.to_vec())).collect();
-    let stdin = data.get(end + 2..).unwrap_or_default();
+    let (mut args, stdin) = words(data);
+    let verb = args.remove(0).to_string_lossy().into_owned();
     if let Some(call) = refused(TmCall::from(&verb, &args, stdin)) {
         let _ = call.object();
     }
