@@ -43,6 +43,7 @@ pub fn test(name: &str, disks: &[&Path], programs: &[PathBuf]) -> Output {
 /// sanlock's daemon as a host has it, without a watchdog and with a clock ten times as fast. The devices are
 /// that account's, too.
 const SANLOCK: &str = "
+hostname | md5sum | cut -c1-32 >/etc/machine-id
 chown root:disk /dev/vd*; chmod 660 /dev/vd*
 lib=/lib/x86_64-linux-gnu; ln -s $lib/libsanlock_client.so.1.* $lib/libsanlock_client.so.1
 LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1 FAKETIME='+0 x10' FAKETIME_DONT_RESET=1 \
