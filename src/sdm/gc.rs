@@ -4,8 +4,8 @@
 //! on a full disk. Deleting and copying never happen under the domain lock.
 
 use super::event::What;
-use super::{Domain, Job, Result, settle};
-use crate::engine::{Finished, Grave, Kind, Object, Place};
+use super::{Domain, Job, Result, SdmError, settle};
+use crate::engine::{EngineError, Finished, Grave, Kind, Object, Place};
 use crate::lock::{self, JobId, LockError};
 use crate::sys::Bytes;
 use serde::Serialize;
@@ -171,6 +171,10 @@ pub fn collect(domain: &Domain, job: &Job, policy: &Policy) -> Result<Report> {
                 report.done.push(finding);
             }
             Ok(false) => report.stayed.push(finding),
+            // Another host may have it open: that one removes it, or anybody when it is dead.
+            Err(SdmError::Engine(e @ EngineError::InUse { .. })) => {
+                report.stayed.push(Finding { action: Action::Stay, why: e.to_string(), ..finding });
+            }
             Err(e) => report.errors.push(format!("{}: {e}", finding.what)),
         }
     }

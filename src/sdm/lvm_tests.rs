@@ -5,12 +5,14 @@ use super::job::{Topic, Waits};
 use super::record::Step;
 use super::{Domain, Job, Jobs, Work, check, gc, remove, settle};
 use crate::engine::faulty::Faulty;
-use crate::engine::lvm::tests::{Bed, engine};
+use crate::engine::lvm::tests::{Bed, engine, knowing};
+use crate::engine::lvm::{Host, Peers};
 use crate::engine::{Identity, Name, Place};
 use crate::lock::{JobId, LockBackend, MemLocks};
 use crate::obs::jsonl::Log;
 use crate::sys::{Bytes, Cancel};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 fn jobs(dir: &std::path::Path) -> Jobs {
@@ -39,13 +41,30 @@ fn verb(domain: &Domain, jobs: &Jobs) -> super::Result<()> {
     work.commit("request", "answer", steps)
 }
 
+/// What host 2 knows of host 1.
+#[derive(Clone, Debug, Default)]
+struct Other(Arc<AtomicBool>);
+
+impl Peers for Other {
+    fn us(&self) -> crate::engine::Result<Host> {
+        Ok(Host { id: 2, generation: 1 })
+    }
+
+    fn is_dead(&self, _host: &Host) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// A job of host 1 is cut off, and host 2 ends it: at once as far as names go; what host 1 may still have open is
+/// removed when that host is dead.
 #[test]
 fn a_commit_cut_off_at_any_change_leaves_the_old_or_the_new() {
     let (bed, t) = (Bed::new(200 << 20), tempfile::tempdir().unwrap());
     let jobs = jobs(t.path());
     let locks: Arc<dyn LockBackend> = Arc::new(MemLocks::default());
     let mem = || Box::new(Arc::clone(&locks)) as Box<dyn LockBackend>;
-    let open = || Domain::in_group(engine(&bed, 1, &locks), mem()).unwrap();
+    let other = Other::default();
+    let open = || Domain::in_group(knowing(&bed, &locks, Box::new(other.clone())), mem()).unwrap();
     let h2 = open();
     assert_eq!(open().header, h2.header, "it is made once");
     let tags = bed.lvm(&["vgs", "--noheadings", "-o", "vg_tags", &bed.to_string()]);
@@ -64,7 +83,7 @@ fn a_commit_cut_off_at_any_change_leaves_the_old_or_the_new() {
         done_age: Duration::from_secs(99),
         short: true,
     };
-    let (mut olds, mut news) = (0, 0);
+    let (mut olds, mut news, mut left) = (0, 0, 0);
     make("a");
     for k in 0..40 {
         if ids()[1].is_none() {
@@ -81,10 +100,22 @@ fn a_commit_cut_off_at_any_change_leaves_the_old_or_the_new() {
         let done = verb(&h1, &jobs);
         let job = start(&jobs);
         settle::settle_names(&h2, &[name("a"), name("b")], None, &job).unwrap();
+        let report = gc::collect(&h2, &job, &policy).unwrap();
+        assert_eq!(
+            (report.errors.as_slice(), check::check(&h2).unwrap().as_slice()),
+            (&[][..], &[][..]),
+            "{k}"
+        );
+        let dead = h2.engine.dead().unwrap();
+        assert!(report.stayed.len() >= dead.len(), "{k}: what stays is said");
+        let now = ids();
+        left += dead.len();
+        other.0.store(true, Ordering::SeqCst);
         gc::collect(&h2, &job, &policy).unwrap();
+        other.0.store(false, Ordering::SeqCst);
+        assert_eq!(ids(), now, "{k}: what was decided stays decided");
         assert_eq!(check::check(&h2).unwrap(), [], "{k}");
         assert!(check::garbage(&h2, &policy).unwrap().iter().all(|f| f.action == gc::Action::Forget), "{k}");
-        let now = ids();
         if now == old {
             olds += 1;
             assert!(done.is_err(), "{k}: it said it was done");
@@ -97,7 +128,8 @@ fn a_commit_cut_off_at_any_change_leaves_the_old_or_the_new() {
             break;
         }
     }
-    assert!(olds > 3 && news > 3, "{olds} {news}");
+    assert!(olds > 3 && news > 3 && left > 3, "{olds} {news} {left}");
+    other.0.store(true, Ordering::SeqCst);
     remove::remove(&h2, &start(&jobs), &[name("a")], "r").unwrap();
     assert_eq!(ids(), [None, None]);
     assert_eq!(bed.lvm(&["lvs", "--noheadings", "-o", "lv_name", &bed.to_string()]), "sdm-meta");

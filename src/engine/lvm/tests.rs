@@ -125,7 +125,7 @@ pub(crate) fn engine(bed: &Arc<Bed>, id: u64, locks: &Arc<dyn LockBackend>) -> L
     knowing(bed, locks, Box::new(Alone(host(id))))
 }
 
-pub(super) fn knowing(bed: &Arc<Bed>, locks: &Arc<dyn LockBackend>, peers: Box<dyn Peers>) -> LvmEngine {
+pub(crate) fn knowing(bed: &Arc<Bed>, locks: &Arc<dyn LockBackend>, peers: Box<dyn Peers>) -> LvmEngine {
     let options = Options {
         group: bed.name.clone(),
         devices: vec![bed.device.clone()],
