@@ -300,6 +300,11 @@ fn moment(held: &dyn Held) -> String {
 }
 
 impl DomainLock {
+    /// A descriptor that holds it, too.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.held.fd()
+    }
+
     /// For tests: a numbered change that was made under this holding.
     pub fn changed(&self, before: u64, after: u64) {
         history(|| format!("change {} {before} {after}", moment(&*self.held)));

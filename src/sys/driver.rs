@@ -4,8 +4,8 @@
 #![expect(unsafe_code, reason = "a child is prepared between fork and exec")]
 
 use super::effect::{Effect, step};
-use super::fork::spawn_child;
-use super::tool::{clean, close_on_exec_from_3};
+use super::fork::{close_on_exec_from_3, spawn_child};
+use super::tool::clean;
 use super::{Cancel, Class};
 use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsStr;

@@ -5,6 +5,7 @@
     reason = "a child that std starts without a step of ours may outlive the start unfinished"
 )]
 
+use rustix::process::{Resource, Signal, getrlimit, set_parent_process_death_signal};
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command};
@@ -48,6 +49,51 @@ pub(super) fn spawn_lasting(cmd: Command) -> io::Result<Child> {
         orders.send((cmd, answer)).map_err(|_| gone())?;
     }
     started.recv().map_err(|_| gone())?
+}
+
+/// Between fork and exec: makes the child two. One comes back and becomes the program; the other has of all
+/// descriptors only `lease`, waits for the program, and ends as it did. Makes system calls only.
+pub(super) fn stay_behind(lease: i32) -> io::Result<()> {
+    let last = |fd: i32| libc::c_uint::try_from(fd).unwrap_or(libc::c_uint::MAX);
+    // SAFETY: as fork(2), without what libc adds for programs that go on; nothing of ours is touched until exec.
+    match unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } {
+        0 => return Ok(set_parent_process_death_signal(Some(Signal::KILL))?),
+        n if n < 0 => return Err(io::Error::last_os_error()),
+        _ => {}
+    }
+    // SAFETY: system calls on numbers and on one place of our stack; they end in the end of this process.
+    unsafe {
+        if lease > 0 {
+            libc::syscall(libc::SYS_close_range, 0, last(lease - 1), 0);
+        }
+        libc::syscall(libc::SYS_close_range, last(lease) + 1, libc::c_uint::MAX, 0);
+        let mut status = 0;
+        while libc::waitpid(-1, &raw mut status, 0) < 0 {
+            if *libc::__errno_location() != libc::EINTR {
+                libc::_exit(libc::EXIT_FAILURE);
+            }
+        }
+        if libc::WIFSIGNALED(status) {
+            libc::signal(libc::WTERMSIG(status), libc::SIG_DFL);
+            libc::raise(libc::WTERMSIG(status));
+        }
+        libc::_exit(libc::WEXITSTATUS(status))
+    }
+}
+
+/// No descriptor but 0, 1 and 2 reaches the program, unless it is said otherwise afterwards.
+pub(super) fn close_on_exec_from_3() {
+    // SAFETY: takes three numbers and touches no memory; descriptors stay open until exec.
+    let rc = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if rc == 0 {
+        return;
+    }
+    // Kernels before 5.11 do not know the call or the flag.
+    let max = getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
+    for fd in 3..i32::try_from(max).unwrap_or(i32::MAX) {
+        // SAFETY: sets a flag of a number of ours; an unused number is refused with EBADF.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
 }
 
 /// As long as the answer lives, no child has descriptors that were not meant for it.

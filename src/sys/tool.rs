@@ -143,6 +143,9 @@ pub struct Run<'a> {
     pub ok: &'a [i32],
     /// Sees everything the child writes to stdout, as it comes.
     pub watch: Option<Watch<'a>>,
+    /// A lease that this command needs to its end, however we end: sudo passes no descriptor on, and nobody may kill
+    /// what it runs. So somebody stays behind who has the lease and waits. It is not stopped by deadline or cancel.
+    pub hold: Option<BorrowedFd<'a>>,
     /// By `sudo -n` when we are not root: what may be run so, and how, is the sudoers file's to say.
     pub as_root: bool,
 }
@@ -161,6 +164,7 @@ impl<'a> Run<'a> {
             env: &[],
             ok: &[0],
             watch,
+            hold: None,
             as_root: false,
         }
     }
@@ -211,7 +215,7 @@ impl Tools {
     /// deadline, cancel or error it is killed and reaped, and what it wrote is the caller's to remove.
     pub fn run(&self, tool: Tool, args: &[&OsStr], mut opts: Run<'_>) -> Result<Output, ToolError> {
         let path = self.path(tool)?;
-        if opts.cancel.is_requested() {
+        if opts.hold.is_none() && opts.cancel.is_requested() {
             return Err(ToolError::Cancelled { tool });
         }
         if opts.deadline.is_zero() {
@@ -346,7 +350,9 @@ fn supervise(tool: Tool, path: &Path, args: &[&OsStr], opts: &mut Run<'_>) -> Re
         if let Some(status) = exited {
             break status;
         }
-        let stop = if opts.cancel.is_requested() {
+        let stop = if opts.hold.is_some() {
+            None
+        } else if opts.cancel.is_requested() {
             Some(ToolError::Cancelled { tool })
         } else if begin.elapsed() >= opts.deadline {
             Some(ToolError::Deadline { tool, after: opts.deadline })
@@ -402,48 +408,43 @@ fn command(path: &Path, args: &[&OsStr], opts: &Run<'_>, stdin: Stdio) -> Comman
     let keep: Vec<i32> = opts.inherit.iter().map(AsRawFd::as_raw_fd).filter(|&n| n > 2).collect();
     let us = rustix::process::getpid();
     let Limits { memory, cpu } = opts.limits;
+    let hold = opts.hold.map(|fd| fd.as_raw_fd());
     let prepare = move || {
         use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+        if let Some(lease) = hold {
+            return super::fork::stay_behind(lease).and_then(|()| bare(&keep, memory, cpu));
+        }
         set_parent_process_death_signal(Some(Signal::KILL))?;
         if getppid() != Some(us) {
             // We died before the line above: nobody would send the signal.
             return Err(rustix::io::Errno::CHILD.into());
         }
-        super::signal::unblock_all()?;
-        limit(Resource::Core, Some(NO_CORE))?;
-        limit(Resource::As, memory)?;
-        limit(Resource::Cpu, cpu)?;
-        close_on_exec_from_3();
-        for &fd in &keep {
-            // SAFETY: the caller of `run` lends this descriptor for the time of the call.
-            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
-        }
-        Ok(())
+        bare(&keep, memory, cpu)
     };
     // SAFETY: between fork and exec `prepare` makes system calls only: no allocation, no lock, no panic.
     unsafe { cmd.pre_exec(prepare) };
     cmd
 }
 
+/// What a program finds is what it was meant to have.
+fn bare(keep: &[i32], memory: Option<u64>, cpu: Option<u64>) -> io::Result<()> {
+    super::signal::unblock_all()?;
+    limit(Resource::Core, Some(NO_CORE))?;
+    limit(Resource::As, memory)?;
+    limit(Resource::Cpu, cpu)?;
+    super::fork::close_on_exec_from_3();
+    for &fd in keep {
+        // SAFETY: the caller of `run` lends this descriptor for the time of the call.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+    }
+    Ok(())
+}
+
 pub(super) fn limit(what: Resource, to: Option<u64>) -> rustix::io::Result<()> {
     let Some(to) = to else { return Ok(()) };
     let to = rustix::process::getrlimit(what).maximum.map_or(to, |max| max.min(to));
     rustix::process::setrlimit(what, Rlimit { current: Some(to), maximum: Some(to) })
-}
-
-pub(super) fn close_on_exec_from_3() {
-    // SAFETY: takes three numbers and touches no memory; descriptors stay open until exec.
-    let rc = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    if rc == 0 {
-        return;
-    }
-    // Kernels before 5.11 do not know the call or the flag.
-    let max = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(1 << 20);
-    for fd in 3..i32::try_from(max).unwrap_or(i32::MAX) {
-        // SAFETY: sets a flag of a number of ours; an unused number is refused with EBADF.
-        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
-    }
 }
 
 /// Takes what is there, not all that may come; whether there was anything. A closed pipe becomes `None`.

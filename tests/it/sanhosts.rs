@@ -222,6 +222,23 @@ fn on_a_host() {
                 Err(e) => panic!("{e}"),
             });
         }
+        // A change of the group that takes its time, made under the domain's lock.
+        ["slow"] => {
+            let d = open();
+            let cancel = Cancel::default();
+            let lock = lock::domain_lock(&*d.locks, Duration::ZERO, &cancel).unwrap();
+            say("held");
+            let tools = Tools::new([(Tool::LvRename, "/usr/bin/sleep".into())].into()).unwrap();
+            let run = Run { hold: lock.fd(), ..Run::new(Duration::from_secs(60), &cancel) };
+            tools.run(Tool::LvRename, &["3.21".as_ref()], run).unwrap();
+            say("done");
+        }
+        // Whether that life of a host is known to be over.
+        ["over", id, generation] => {
+            let locks = open().sanlock().unwrap().unwrap();
+            let over = locks.is_over(id.parse().unwrap(), generation.parse().unwrap()).unwrap();
+            say(if over { "over" } else { "not over" });
+        }
         // Waits as a verb does.
         ["wait", name] => {
             let (d, wait) = (open(), Duration::from_secs(120));

@@ -1,6 +1,6 @@
 //! Leases by real sanlock daemons: two hosts on one storage, by a faster clock, without a watchdog.
 
-use crate::bed::tool;
+use crate::bed::{self, tool};
 use crate::doc::Doc;
 use crate::pause::{self, Paused};
 use crate::sanhosts::{children, joined, up};
@@ -264,4 +264,55 @@ fn hosts_join_and_leave_and_each_refusal_says_what_to_do() {
         assert!(began.elapsed() < Duration::from_secs(5), "the host that left is still a member");
     }
     assert!(!store.join(".sdm").exists());
+}
+
+/// A command of LVM commits what it read, whoever has the lock by then: so nobody has it before the command ends.
+#[test]
+fn the_lock_of_a_killed_process_is_held_until_its_command_has_ended() {
+    let (_fs, _bed, hosts, store) = joined(&["a", "b"]);
+    let command = || bed::processes(|line| line.contains("/usr/bin/sleep 3.21"));
+    let mut killed = hosts.process("a", "slow", &store);
+    assert_eq!(killed.says(), "held");
+    let began = Instant::now();
+    while command().is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(5), "no command came up");
+    }
+    killed.kill();
+    while hosts.process("b", "try domain exclusive", &store).says() != "held" {
+        assert!(began.elapsed() < Duration::from_secs(20), "its lock is still held");
+    }
+    assert_eq!(command(), Vec::<String>::new(), "it was held by another host while the command ran");
+    assert!(began.elapsed() > Duration::from_secs(3), "the command ended with its process");
+    let mut unharmed = hosts.process("a", "slow", &store);
+    assert_eq!((unharmed.says().as_str(), unharmed.says().as_str()), ("held", "done"));
+}
+
+/// What a host had is another's when it is dead or began anew, and not because it left: it may have devices still.
+#[test]
+fn a_life_of_a_host_is_over_when_it_is_dead_or_joined_anew_and_not_when_it_left() {
+    let (_fs, bed, hosts, store) = joined(&["a", "b"]);
+    let dir = store.to_str().unwrap();
+    let over = |life: u64| hosts.process("b", &format!("over 1 {life}"), &store).says();
+    let until = |life: u64, want: &str| {
+        let began = Instant::now();
+        while over(life) != want {
+            assert!(began.elapsed() < Duration::from_secs(30), "{life} is never {want}");
+        }
+        began.elapsed()
+    };
+    assert_eq!(over(1), "not over");
+    hosts.tell("kill", "a");
+    let took = until(1, "over");
+    assert!(took > Duration::from_secs(5), "{took:?}");
+    hosts.tell("start", "a");
+    let join = || hosts.onesdm(&bed, "a", &["domain", "join", "--host-id", "1", dir]).run();
+    assert_eq!(join().code, Some(0));
+    // b learns of it when it renews; dead is dead meanwhile.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!((over(1).as_str(), over(2).as_str()), ("over", "not over"));
+    assert_eq!(hosts.onesdm(&bed, "a", &["domain", "leave", dir]).run().code, Some(0));
+    std::thread::sleep(Duration::from_secs(15));
+    assert_eq!(over(2), "not over", "it may have devices still");
+    assert_eq!(join().code, Some(0));
+    until(2, "over");
 }

@@ -3,10 +3,12 @@
 
 use super::view::{self, View};
 use super::{EngineError, Result};
+use crate::lock::DomainLock;
 use crate::sys::{Bytes, Cancel, Tool, ToolError, Tools, tool::Run};
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::ops::RangeInclusive;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -129,13 +131,13 @@ impl Group {
         first.chain(args.iter().map(AsRef::as_ref)).collect()
     }
 
-    fn call(&self, tool: Tool, args: &[impl AsRef<str>]) -> Result<Vec<u8>> {
+    fn call(&self, tool: Tool, args: &[impl AsRef<str>], hold: Option<BorrowedFd<'_>>) -> Result<Vec<u8>> {
         let words: Vec<&OsStr> = self.all_words(args).into_iter().map(OsStr::new).collect();
         let mut out = Vec::new();
         let mut watch = |data: &[u8]| out.extend_from_slice(&data[..data.len().min(REPORT_MAX - out.len())]);
         let env: [(&str, &OsStr); 1] = [("LVM_SUPPRESS_FD_WARNINGS", OsStr::new("1"))];
         let (as_root, watch) = (true, Some(&mut watch as &mut dyn FnMut(&[u8])));
-        let run = Run { as_root, watch, env: &env, ..Run::new(self.deadline, &self.cancel) };
+        let run = Run { as_root, hold, watch, env: &env, ..Run::new(self.deadline, &self.cancel) };
         match self.tools.run(tool, &words, run) {
             Ok(_) => Ok(out),
             Err(e) => Err(self.meaning(e)),
@@ -186,7 +188,7 @@ impl Group {
     fn look(&self) -> Result<View> {
         let damaged = |why| EngineError::Damaged { what: format!("the report on {}", self.name), why };
         for (tool, fields) in [(Tool::Lvs, view::FIELDS), (Tool::Vgs, view::GROUP_FIELDS)] {
-            let json = self.call(tool, &self.query(fields))?;
+            let json = self.call(tool, &self.query(fields), None)?;
             if let Some(view) = View::parse(&json).map_err(damaged)? {
                 return Ok(view);
             }
@@ -194,9 +196,16 @@ impl Group {
         Err(EngineError::Absent(format!("volume group {}", self.name)))
     }
 
-    pub(super) fn apply(&self, change: &Change) -> Result<()> {
+    /// A change of metadata, which nobody else may make before this one is made, even if we die meanwhile.
+    pub(super) fn change(&self, lock: &DomainLock, change: &Change) -> Result<()> {
         let (tool, words) = self.words(change);
-        self.call(tool, &words).map(drop)
+        self.call(tool, &words, lock.fd()).map(drop)
+    }
+
+    /// A change of this host's devices.
+    pub(super) fn device(&self, volume: &str, on: bool) -> Result<()> {
+        let (tool, words) = self.words(&Change::Device { volume: volume.to_owned(), on });
+        self.call(tool, &words, None).map(drop)
     }
 
     /// The command that makes a change.

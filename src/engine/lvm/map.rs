@@ -1,6 +1,6 @@
 //! How a volume becomes a device of this host, and whose it is meanwhile.
 
-use super::group::{Change, Group};
+use super::group::Group;
 use super::view::{View, Volume};
 use super::{Access, EngineError, Result, view};
 use std::fmt::{self, Debug, Display};
@@ -90,13 +90,13 @@ impl Mapper for DeviceMapper {
     fn open(&self, group: &Group, volume: &str) -> Result<PathBuf> {
         let path = path(group, volume);
         if !path.exists() {
-            group.apply(&Change::Device { volume: volume.to_owned(), on: true })?;
+            group.device(volume, true)?;
         }
         Ok(path)
     }
 
     fn close(&self, group: &Group, volume: &str) -> Result<()> {
-        group.apply(&Change::Device { volume: volume.to_owned(), on: false })
+        group.device(volume, false)
     }
 
     /// The kernel knows them by `LVM-<group><volume>`, also those whose names are others' by now.

@@ -218,7 +218,7 @@ impl LvmEngine {
         let (mut least, mut most) = (before.seqno, before.seqno);
         for change in changes {
             lock.still_held()?;
-            self.group.apply(change)?;
+            self.group.change(lock, change)?;
             least += change.commits().start();
             most += change.commits().end();
         }
@@ -264,7 +264,7 @@ impl LvmEngine {
         };
         match after.expect(to, id) {
             Err(EngineError::Changed(_)) => {
-                self.group.apply(&Change::Rename { from: target, to: v.name.clone() })?;
+                self.group.change(lock, &Change::Rename { from: target, to: v.name.clone() })?;
                 Err(EngineError::Changed(from.to_string()))
             }
             r => done.and(r.map(drop)),
