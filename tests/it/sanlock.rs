@@ -2,6 +2,7 @@
 
 use crate::bed::{self, tool};
 use crate::doc::Doc;
+use crate::history;
 use crate::pause::{self, Paused};
 use crate::sanhosts::{children, joined, up};
 use std::time::{Duration, Instant};
@@ -205,6 +206,25 @@ fn verbs_work_from_both_hosts_and_their_records_carry_the_token() {
     let doc: serde_json::Value = serde_json::from_str(&listed.out()).unwrap();
     assert_eq!(doc["header"]["incompat"], serde_json::json!(["sanlock"]));
     assert_eq!(doc["members"].as_array().unwrap().len(), 2, "{doc}");
+}
+
+#[test]
+fn the_lock_of_a_datastore_is_never_held_twice() {
+    let (_fs, bed, hosts, store) = joined(&["a", "b"]);
+    let history = bed.root().join("history");
+    let calls: Vec<_> = (0..8)
+        .map(|id| {
+            let doc = Doc::new(&bed, id).image("SIZE", 1).image("FORMAT", "raw").xml();
+            let host = if id % 2 == 0 { "a" } else { "b" };
+            hosts.ds(&bed, host, "mkfs", id, &doc).env("ONESDM_TEST_HISTORY", &history).start()
+        })
+        .collect();
+    for call in calls {
+        call.wait().answer().unwrap();
+    }
+    assert_eq!(std::fs::read_dir(&store).unwrap().count(), 9);
+    let holdings = history::one_clock(&std::fs::read_to_string(&history).unwrap()).unwrap();
+    assert!(holdings >= 8, "{holdings}");
 }
 
 #[test]
