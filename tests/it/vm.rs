@@ -2,7 +2,7 @@
 
 use crate::bed;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 pub fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bed/vm")
@@ -34,11 +34,6 @@ echo 'root ALL=(ALL) ALL' >/etc/sudoers; echo '@includedir /etc/sudoers.d' >>/et
 printf '%s' "$SUDOERS" >/etc/sudoers.d/onesdm
 chmod 440 /etc/sudoers /etc/sudoers.d/*; chmod 4755 /usr/bin/sudo; chmod 1777 /tmp
 "#;
-
-/// Runs an ignored test of this program in a machine with these disks, as that account.
-pub fn test(name: &str, disks: &[&Path], programs: &[PathBuf]) -> Output {
-    command(name, "vm", "", disks, programs).output().unwrap()
-}
 
 /// sanlock's daemon as a host has it, without a watchdog and with a clock ten times as fast. The devices are
 /// that account's, too.
@@ -90,7 +85,13 @@ pub fn passes(name: &str, disks: &[&Path]) {
 /// The same, with programs that the test starts.
 #[track_caller]
 pub fn passes_with(name: &str, disks: &[&Path], programs: &[PathBuf]) {
-    let out = test(name, disks, programs);
+    passes_after("", name, disks, programs);
+}
+
+/// The same, after commands of root.
+#[track_caller]
+pub fn passes_after(before: &str, name: &str, disks: &[&Path], programs: &[PathBuf]) {
+    let out = command(name, "vm", before, disks, programs).output().unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success() && said.contains("1 passed"), "{name}: {said}");
     println!("{said}");
