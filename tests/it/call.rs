@@ -68,6 +68,8 @@ impl<'a> Call<'a> {
             .env("ONESDM_CONFIG", self.bed.root().join("onesdm.toml"))
             .env("TMPDIR", self.bed.root().join("tmp"));
         command.envs(self.env);
+        // Of `packaging/coverage`.
+        command.envs(std::env::var_os("LLVM_PROFILE_FILE").map(|file| ("LLVM_PROFILE_FILE", file)));
         let began = Instant::now();
         let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot start {words:?}: {e}"));
         let (mut pipe, bytes) = (child.stdin.take().unwrap(), self.stdin);

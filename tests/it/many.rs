@@ -197,7 +197,7 @@ const SEEDS: [u64; 3] = [1, 2, 3];
 #[test]
 fn what_many_hosts_are_answered_has_an_order() {
     let (many, mut counts, mut fresh) = (Many::new(), Counts::default(), Random::seeded());
-    let end = Instant::now() + Duration::from_secs(if full() { 600 } else { 8 });
+    let end = Instant::now() + Duration::from_secs(if full() { 600 } else { 6 });
     let mut seeds = SEEDS.into_iter();
     while Instant::now() < end {
         let seed = seeds.next().unwrap_or_else(|| fresh.0 ^ fresh.below(1 << 30) as u64);
@@ -236,7 +236,7 @@ fn a_wrong_history_is_caught() {
 fn soak() {
     let given = std::env::var("ONESDM_SOAK").ok().and_then(|s| s.parse().ok());
     let (began, mut dice) = (Instant::now(), Random::seeded());
-    let end = began + Duration::from_secs(given.unwrap_or(6));
+    let end = began + Duration::from_secs(given.unwrap_or(12));
     let (many, mut counts) = (Many::new(), Counts::default());
     let all: Vec<_> = scenes::all().into_iter().chain(tm_scenes::all()).collect();
     let (mut cycles, mut checks, mut shot) = (0, 0, 0);
