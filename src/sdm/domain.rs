@@ -190,7 +190,7 @@ impl Domain {
 
     /// The domain in a volume group, made if there is none. The engine has the same locks.
     pub fn in_group(engine: LvmEngine, locks: Box<dyn LockBackend>) -> Result<Domain> {
-        Self::prepare_group(&engine, locks.name())?;
+        engine.mark(Self::prepare_group(&engine, locks.name())?.id)?;
         let d = Self::inspect_group(engine, locks)?;
         d.usable()?;
         Ok(d)
@@ -202,9 +202,7 @@ impl Domain {
             init(engine, lock)?;
         }
         let place = group::place(engine.group());
-        let header = read_header(engine, &place)?.ok_or(SdmError::NotADomain { place })?;
-        engine.mark(header.id)?;
-        Ok(header)
+        read_header(engine, &place)?.ok_or(SdmError::NotADomain { place })
     }
 
     /// The domain in a volume group, without asking whether it may be changed.

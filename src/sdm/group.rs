@@ -79,8 +79,14 @@ impl Groups {
             let (has, wanted) = (header.lock, lock.to_owned());
             return Err(SdmError::OtherLock { place: place(group), has, wanted });
         }
-        if lock == sanlock::NAME {
-            // Last: it is what makes the domain one that others can use.
+        let shared = lock == sanlock::NAME;
+        if shared && engine.has_leases()? {
+            // Others are at it: what is done from now on is done under them.
+            return self.open(group);
+        }
+        engine.mark(header.id)?;
+        if shared {
+            // Last: they are what makes the domain one that others can use.
             engine.make_leases(&|at| SanlockLocks::on_device(at.to_owned(), header.id).format_device())?;
         }
         self.open(group)

@@ -111,13 +111,14 @@ impl LvmEngine {
         self.mapper.open(&self.group, LEASES)
     }
 
-    /// Makes the volume for leases: it appears, by one rename, when all is in it that `fill` puts there.
+    pub fn has_leases(&self) -> Result<bool> {
+        Ok(self.group.view()?.named(LEASES).is_some())
+    }
+
+    /// Makes the volume for leases, in a group that nobody uses yet: it appears, by one rename, when all is in it that `fill` puts there.
     pub fn make_leases(&self, fill: &dyn Fn(&Path) -> std::result::Result<(), LockError>) -> Result<()> {
         let lock = self.lock()?;
         let mut view = self.settled(&lock)?;
-        if view.named(LEASES).is_some() {
-            return Ok(());
-        }
         if view.named(FIRST_LEASES).is_none() {
             let size = Self::whole(&view, LEASES_SIZE);
             Self::room(&view, size, "the leases of a domain")?;
