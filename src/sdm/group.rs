@@ -4,7 +4,7 @@
 use super::{Domain, Result, SdmError};
 use crate::config::Settings;
 use crate::engine::lvm::{Alone, Host, LEASES, LvmEngine, Options, Peers};
-use crate::engine::{self, EngineError};
+use crate::engine::{self, Access, Engine as _, EngineError};
 use crate::lock::{LockBackend, OfdLocks, SanlockLocks, sanlock};
 use crate::sys::fs::Dir;
 use crate::sys::{Cancel, Tools, user};
@@ -92,15 +92,18 @@ impl Groups {
         self.open(group)
     }
 
-    /// Before this host becomes a member: what it has of the group from before nobody counts on. No device of it
-    /// stays, or others could write there, too.
+    /// Before this host becomes a member, and before it is none any more: no device of the group stays, or others
+    /// could write there, too. Its tags stay.
     pub fn let_go(&self, group: &str) -> Result<()> {
         Ok(self.alone(group)?.0.let_go()?)
     }
 
-    /// Before this host leaves: it has nothing of the group any longer, and says so.
-    pub fn disown(&self, group: &str) -> Result<()> {
-        Ok(self.parts(group)?.0.disown()?)
+    /// Now that this host is a member again: the devices of the volumes that it had. Whatever cannot be had does
+    /// not stop the others.
+    pub fn regain(&self, group: &str) -> Result<Vec<SdmError>> {
+        let (engine, _) = self.parts(group)?;
+        let all = engine.attached()?.into_iter();
+        Ok(all.filter_map(|o| Some(engine.attach(&o.place, Access::Write).err()?.into())).collect())
     }
 
     fn own(&self) -> std::io::Result<()> {

@@ -363,6 +363,13 @@ fn take_over_inside() {
     let args = ["h1:/var/lib/one/datastores/101/1/disk.1", "DIR/disk.1", "1", "101"];
     let disk = h.at("var/datastores/101/1/disk.1");
     here.tm(&vm, "mv", &args);
+    // Who leaves takes its devices away and keeps what it had.
+    let member = |verb: &str, more: &[&str]| {
+        let (status, text) = h.own(&[&["domain", verb], more, &[PLACE]].concat());
+        assert!(status == 0 && !text.contains("stays inactive"), "{text}");
+        disk.exists()
+    };
+    assert!(!member("leave", &[]) && member("join", &["--host-id", "2"]));
     std::fs::write(&disk, seed(9)).unwrap();
     here.tm(&vm, "mvds", &["DIR/disk.1", "vg-one-100/img-one-2", "1", "100"]);
     assert_eq!(content("img-one-2", 4 * MIB).0, digest(&seed(9)));

@@ -53,12 +53,15 @@ pub fn join(w: &World, locks: &SanlockLocks, place: &str, id: u32) -> Result<()>
         return Err(refuse(Class::Usage, text));
     }
     watched(w, place, sanlock::watchdog())?;
-    if matches!(locks.membership(), Ok(None))
-        && let Some(group) = group::group_of(Path::new(place))
-    {
+    let group = group::group_of(Path::new(place)).filter(|_| matches!(locks.membership(), Ok(None)));
+    if let Some(group) = group {
         w.groups().let_go(group).with_context(|| format!("joining {place}"))?;
     }
-    locks.join(id.into(), s.io_timeout).with_context(|| format!("joining {place} as host {id}"))
+    locks.join(id.into(), s.io_timeout).with_context(|| format!("joining {place} as host {id}"))?;
+    for e in group.map_or(Ok(Vec::new()), |g| w.groups().regain(g))? {
+        render::log("WARN", "domain", &format!("{place}: a volume that this host had stays inactive: {e}"));
+    }
+    Ok(())
 }
 
 /// Refuses a daemon that could not end a host which lost its leases, unless the settings accept that.
@@ -108,7 +111,7 @@ pub fn run(w: &World, m: &ArgMatches, joins: bool, as_json: bool) -> Result<u8> 
                 if let Some(group) = group::group_of(Path::new(&d.place))
                     && matches!(locks.membership(), Ok(Some(_)))
                 {
-                    w.groups().disown(group)?;
+                    w.groups().let_go(group)?;
                 }
                 Ok(if locks.leave()? { "left" } else { "was no member" }.to_owned())
             };

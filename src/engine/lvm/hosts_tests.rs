@@ -319,7 +319,7 @@ fn a_reader_lets_go_of_what_it_read_and_not_of_what_a_machine_has() {
     assert_eq!(h1.attached().unwrap().len(), 1, "who made it has it");
     assert_eq!(h2.used_elsewhere(&names).unwrap(), Some((&names[1], "host 1".to_owned())));
     assert_eq!(h1.used_elsewhere(&names).unwrap(), None);
-    h1.disown().unwrap();
+    h1.detach(&a, Access::Write).unwrap();
     h1.attach(&a, Access::Read).unwrap();
     assert_eq!(h2.used_elsewhere(&names).unwrap(), None, "it only reads");
     h1.detach(&a, Access::Read).unwrap();

@@ -161,20 +161,6 @@ impl LvmEngine {
         }
     }
 
-    /// The same, and says so.
-    pub fn disown(&self) -> Result<()> {
-        self.let_go()?;
-        let (lock, us) = (self.lock()?, self.peers.us()?);
-        let mut view = self.settled(&lock)?;
-        for v in view.volumes.clone() {
-            let (add, del) = (Vec::new(), map::ended(&v, &us, &*self.peers));
-            if !del.is_empty() {
-                view = self.commit(&lock, &view, &[Change::Tag { volume: v.name, add, del }])?;
-            }
-        }
-        Ok(())
-    }
-
     fn lock(&self) -> Result<DomainLock> {
         Ok(lock::domain_lock(&*self.locks, self.wait, &self.cancel)?)
     }
