@@ -283,3 +283,36 @@ fn a_leased_image_is_busy_and_the_message_says_so() {
     assert_eq!(crate::verb::class_of(&e), Class::Busy);
     assert!(bed.tree().contains_key(&image(0)));
 }
+
+/// What was displaced is kept for its time and goes in two runs, or at once where space is short; records go
+/// by their number and by their age.
+#[test]
+fn what_is_kept_goes_in_its_time() {
+    let bed = Bed::new();
+    let cp = |file: &str| bed.run(cp::run, &format!("<ID>0</ID><PATH>DIR/{file}</PATH>")).unwrap();
+    let d = bed.domain();
+    let hour = Duration::from_secs(3600);
+    let policy = gc::Policy { trash_keep: hour, done_max: 1000, done_age: hour, short: false };
+    let collect = |policy: gc::Policy| {
+        let job = bed.jobs.start(JobId::generate(), Topic::default());
+        gc::collect(&d, &job, &policy).unwrap();
+        let kept = |o: &crate::engine::Object| matches!(o.place, Place::Dead(grave) if grave.keep);
+        d.engine.dead().unwrap().iter().map(kept).collect::<Vec<bool>>()
+    };
+    cp("a");
+    cp("b");
+    assert_eq!(collect(policy), [true]);
+    let over = gc::Policy { trash_keep: Duration::ZERO, ..policy };
+    assert_eq!(collect(over), [false], "released by one run");
+    assert!(collect(over).is_empty(), "deleted by the next");
+    cp("a");
+    assert_eq!(collect(policy), [true]);
+    assert!(collect(gc::Policy { short: true, ..policy }).is_empty());
+    let done = || d.engine.done().unwrap().len();
+    assert_eq!(done(), 3);
+    collect(gc::Policy { done_max: 1, ..policy });
+    assert_eq!(done(), 1);
+    std::thread::sleep(Duration::from_millis(1100));
+    collect(gc::Policy { done_age: Duration::ZERO, ..policy });
+    assert_eq!(done(), 0);
+}
