@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 
 /// Held shared while a child has our descriptors and is not yet its program.
 static FORK: RwLock<()> = RwLock::new(());
@@ -25,30 +25,17 @@ pub(super) fn spawn_child(cmd: &mut Command) -> io::Result<Child> {
     cmd.spawn()
 }
 
-/// The same from a thread that lives as long as this process does: a child that is to die with us dies with the
-/// thread that started it.
-pub(super) fn spawn_lasting(cmd: Command) -> io::Result<Child> {
-    type Order = (Command, Sender<io::Result<Child>>);
-    static STARTER: Mutex<Option<Sender<Order>>> = Mutex::new(None);
-    let gone = || io::Error::other("the thread that starts programs is gone");
-    let (answer, started) = channel();
-    {
-        let mut starter = STARTER.lock().unwrap_or_else(PoisonError::into_inner);
-        let orders = if let Some(orders) = &*starter {
-            orders
-        } else {
-            let (orders, taken) = channel::<Order>();
-            std::thread::Builder::new().name("starter".to_owned()).spawn(move || {
-                for (mut cmd, answer) in taken {
-                    // Who asked waits for it.
-                    let _ = answer.send(spawn_child(&mut cmd));
-                }
-            })?;
-            starter.insert(orders)
-        };
-        orders.send((cmd, answer)).map_err(|_| gone())?;
-    }
-    started.recv().map_err(|_| gone())?
+/// The same from a thread that lives until the other answer is dropped: a child that is to die with us dies with
+/// the thread that started it, and whoever asks for this one may be a short-lived one.
+pub(super) fn spawn_lasting(mut cmd: Command) -> io::Result<(Child, Sender<()>)> {
+    let ((answer, started), (keep, over)) = (channel(), channel());
+    std::thread::Builder::new().name("starter".to_owned()).spawn(move || {
+        let _ = answer.send(spawn_child(&mut cmd));
+        // Nothing comes; it ends.
+        let _ = over.recv();
+    })?;
+    let gone = |_| io::Error::other("the thread that starts a program is gone");
+    Ok((started.recv().map_err(gone)??, keep))
 }
 
 /// Between fork and exec: makes the child two. One comes back and becomes the program; the other has of all

@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -270,18 +271,21 @@ pub(super) struct Running {
     pub(super) child: Child,
     /// Killed, and still there.
     given_up: bool,
+    /// Keeps the thread that started it, where that is not the caller's.
+    _starter: Option<Sender<()>>,
 }
 
 impl Running {
     pub(super) fn start(path: &Path, args: &[&OsStr], opts: &Run<'_>, stdin: Stdio) -> io::Result<Running> {
         let mut cmd = command(path, args, opts, stdin);
-        Ok(Running { child: super::fork::spawn_child(&mut cmd)?, given_up: false })
+        Ok(Running { child: super::fork::spawn_child(&mut cmd)?, given_up: false, _starter: None })
     }
 
     /// The same for one that may be handed on to another thread.
     pub(super) fn lasting(path: &Path, args: &[&OsStr], opts: &Run<'_>) -> io::Result<Running> {
         let cmd = command(path, args, opts, Stdio::piped());
-        Ok(Running { child: super::fork::spawn_lasting(cmd)?, given_up: false })
+        let (child, starter) = super::fork::spawn_lasting(cmd)?;
+        Ok(Running { child, given_up: false, _starter: Some(starter) })
     }
 
     /// Kills and reaps; `false` when the kernel does not let it go.
