@@ -5,6 +5,7 @@ use crate::hosts::{Cloud, eventually};
 use crate::runner::{self, Kind, MIB, STORES, Vm, source, words};
 use crate::tm::{blank, deploy, end, snapshot, travel};
 use crate::tm_kill::{arm_on, signal};
+use std::io::Read as _;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
@@ -208,9 +209,11 @@ fn a_disk_that_a_host_has_open_stays() {
     snapshot(&mut vm, 0, 0);
     let path = format!("{STORES}/101/7/disk.0.snap/1");
     let mut machine = cloud.command("h1", &["qemu-io", "-f", "qcow2", &path]);
-    let mut machine = machine.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let info = ["qemu-img", "info", &path];
-    eventually("it is open", SOON, || !cloud.command("h1", &info).output().unwrap().status.success());
+    let mut machine = machine.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // It asks for a command once it has opened the file, which whoever looks at it before could keep it from.
+    machine.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let info = cloud.command("h1", &["qemu-img", "info", &path]).output().unwrap();
+    assert!(!info.status.success(), "it is not open");
     fails(
         &vm,
         ("mv", &[&vm.at("h1", 101, None), &vm.at("h2", 101, None)], 101),
