@@ -120,8 +120,22 @@ fn wrong_protocols_are_caught() {
         (Bug::NoSource, true, true),
         (Bug::AnswersFirst, false, false),
         (Bug::DropsForeign, false, true),
+        (Bug::NoLook, false, false),
+        (Bug::NoIntent, true, false),
+        (Bug::NoCompare, false, false),
+        (Bug::NoVerify, false, true),
     ] {
         let said = explore(&protocol(bug, fresh, window)).err();
         println!("{bug:?}: {}", said.unwrap_or_else(|| panic!("{bug:?}: nobody noticed")));
+    }
+}
+
+/// Guards that spare somebody work, or end it early, and that nothing rests on: the lock is looked at again before each
+/// step behind the one that decides, and whether a job lives before it is ended.
+#[test]
+fn second_guards_carry_nothing() {
+    for bug in [Bug::LateSteps, Bug::LateSettling, Bug::AnyJob] {
+        let explored = explore(&protocol(bug, false, true)).unwrap_or_else(|e| panic!("{bug:?}: {e}"));
+        println!("{bug:?}: {explored}");
     }
 }

@@ -93,6 +93,20 @@ pub enum Bug {
     AnswersFirst,
     /// Who ends a dead job takes what lies where its object was staged for the one that it replaces.
     DropsForeign,
+    /// A job that has waited for the lock does not ask whether it has it still.
+    NoLook,
+    /// Nor whether it lives and its intent is there.
+    NoIntent,
+    /// Who lost the lock after the step that decides goes on with the others.
+    LateSteps,
+    /// Who ends a dead job does not ask whether it still has the lock.
+    LateSettling,
+    /// A job does not compare what has the name with what it saw.
+    NoCompare,
+    /// A job does not compare what came out with what it meant to replace.
+    NoVerify,
+    /// The collector does not ask whether a job lives.
+    AnyJob,
 }
 
 pub struct Protocol {
@@ -154,7 +168,8 @@ impl Protocol {
     /// One step of a job; `None` while it waits.
     pub fn job(&self, now: &State, j: usize) -> Option<State> {
         let mut s = now.clone();
-        let holds = s.lock == Some(j);
+        let holds = |bug| s.lock == Some(j) || self.bug == bug;
+        let (looks, goes_on) = (holds(Bug::NoLook), holds(Bug::LateSteps));
         match s.pc[j] {
             Slab if s.slab.is_none() => {
                 s.slab = Some(j);
@@ -193,16 +208,17 @@ impl Protocol {
             }
             // The owner's lease and the intent, then the lock, then what is there.
             Intent => {
-                let lives = s.owner[j] == Some(j) && s.area[j];
+                let lives = (s.owner[j] == Some(j) && s.area[j]) || self.bug == Bug::NoIntent;
                 s.to(j, if lives { Held } else { Lost })
             }
-            Held => s.to(j, if holds { Compare } else { Lost }),
+            Held => s.to(j, if looks { Compare } else { Lost }),
             Compare => {
-                let fits = s.staged(j) == Some(mine(j)) && s.public() == s.seen[j];
+                let same = s.public() == s.seen[j] || self.bug == Bug::NoCompare;
+                let fits = s.staged(j) == Some(mine(j)) && same;
                 s.to(j, if fits { Act } else { Lost })
             }
             Act => self.act(s, j),
-            Verify if s.staged(j) == s.seen[j] => s.to(j, Bury),
+            Verify if s.staged(j) == s.seen[j] || self.bug == Bug::NoVerify => s.to(j, Bury),
             // Somebody else's came out: it gets its name again. Or it was put back already.
             Verify => {
                 if s.staged(j) != Some(mine(j)) {
@@ -211,7 +227,7 @@ impl Protocol {
                 s.to(j, Lost)
             }
             // Who lost the lock leaves the rest to whoever has it.
-            Bury | Close if !holds => s.to(j, Over),
+            Bury | Close if !goes_on => s.to(j, Over),
             Bury => {
                 if let Some(old) = s.staged(j) {
                     s.at[old] = At::Dead(j, false);
@@ -278,7 +294,7 @@ impl Protocol {
         let me = COLLECTOR;
         if now.pc[me] == Idle {
             let left = |j: &usize| now.area[*j] || now.at.contains(&At::Dead(*j, false));
-            let dead = |j: &usize| now.owner[*j].is_none();
+            let dead = |j: &usize| now.owner[*j].is_none() || self.bug == Bug::AnyJob;
             let take = |j: usize| {
                 let mut s = now.clone();
                 s.owner[j] = Some(me);
@@ -290,7 +306,7 @@ impl Protocol {
     }
 
     fn settles(&self, mut s: State, me: usize) -> Option<State> {
-        let held = s.lock == Some(me);
+        let held = s.lock == Some(me) || self.bug == Bug::LateSettling;
         match s.pc[me] {
             Settle(j) if s.lock.is_none() => {
                 s.lock = Some(me);
