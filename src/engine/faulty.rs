@@ -85,6 +85,8 @@ impl<E: Engine> Engine for Faulty<E> {
         rounded(size: Bytes) -> Result<Bytes>;
         record(job: JobId, record: Record) -> Result<Option<Vec<u8>>>;
         done() -> Result<Vec<Finished>>;
+        makers(object: Identity, acknowledged: bool) -> Result<Vec<JobId>>;
+        buried(by: JobId) -> Result<Vec<Object>>;
         weight(at: &Place) -> Result<Bytes>;
         strays() -> Result<Vec<String>>;
         attached() -> Result<Vec<Object>>;

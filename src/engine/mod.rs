@@ -347,6 +347,12 @@ pub trait Engine: Debug + Send + Sync {
     /// Slabs in a job's staging area, in order of their number.
     fn staged(&self, job: JobId) -> Result<Vec<Object>>;
     fn dead(&self) -> Result<Vec<Object>>;
+    /// The tombstones of one job.
+    fn buried(&self, by: JobId) -> Result<Vec<Object>> {
+        let mut dead = self.dead()?;
+        dead.retain(|o| matches!(o.place, Place::Dead(grave) if grave.job == by));
+        Ok(dead)
+    }
     fn attach(&self, at: &Place, access: Access) -> Result<Attachment>;
     /// This host needs an object's bytes no longer; who needed them to read only may not be the only one here.
     /// What was never attached is no error.
@@ -398,6 +404,12 @@ pub trait Engine: Debug + Send + Sync {
     /// Turns the owner's commit record into a done record.
     fn close(&self, lock: &DomainLock, owner: &OwnerLease) -> Result<()>;
     fn done(&self) -> Result<Vec<Finished>>;
+    /// The jobs of done records that may have made this object, the likeliest first; with `acknowledged`, all of
+    /// them, else those that are not, as far as it pays to look.
+    fn makers(&self, _object: Identity, acknowledged: bool) -> Result<Vec<JobId>> {
+        let wanted = |d: &&Finished| acknowledged || !d.acknowledged;
+        Ok(self.done()?.iter().rev().filter(wanted).map(|d| d.job).collect())
+    }
     /// Marks a done record: somebody came to know what the job made. Absent is not an error.
     fn acknowledge(&self, lock: &DomainLock, job: JobId) -> Result<()>;
     fn forget(&self, lock: &DomainLock, job: JobId) -> Result<()>;

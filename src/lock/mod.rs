@@ -36,6 +36,12 @@ impl JobId {
     pub fn generate() -> JobId {
         JobId(uuid::Uuid::now_v7())
     }
+
+    /// When it was generated, in nanoseconds since 1970, by the clock of its host. Ids that callers give may tell nothing.
+    pub fn born(self) -> Option<u64> {
+        let (seconds, nanos) = self.0.get_timestamp()?.to_unix();
+        Some(seconds.saturating_mul(1_000_000_000).saturating_add(nanos.into()))
+    }
 }
 
 impl Display for JobId {

@@ -140,14 +140,13 @@ pub(super) fn free_grave(engine: &dyn Engine, job: JobId, n: u32, keep: bool) ->
 pub(super) fn clean_up(domain: &Domain, owner: &OwnerLease, by: &Job) {
     let engine = &*domain.engine;
     let mut errors = Vec::new();
-    match engine.dead() {
+    match engine.buried(owner.job()) {
         Err(e) => errors.push(e),
         Ok(mut dead) => {
             // What lies in a pool goes before it.
             dead.sort_by_key(|o| o.kind == Kind::Pool);
             for o in dead {
                 if let Place::Dead(grave) = o.place
-                    && grave.job == owner.job()
                     && !grave.keep
                 {
                     errors.extend(engine.purge(owner, &grave).err());
@@ -219,8 +218,8 @@ pub fn recorded(domain: &Domain, job: &Job) -> Result<Option<Commit>> {
 /// The done record of whoever published the object that has this name now.
 pub fn made_by(domain: &Domain, name: &Name) -> Result<Option<Commit>> {
     let Some(now) = domain.engine.look(&Place::Public(name.clone()))? else { return Ok(None) };
-    let mut done = domain.engine.done()?.into_iter().rev();
-    Ok(done.find_map(|d| done_of(domain, d.job).filter(|c| c.made(name, now.id))))
+    let mut jobs = domain.engine.makers(now.id, true)?.into_iter();
+    Ok(jobs.find_map(|job| done_of(domain, job).filter(|c| c.made(name, now.id))))
 }
 
 /// The done record of whoever last took this name away.
@@ -236,14 +235,14 @@ fn done_of(domain: &Domain, job: JobId) -> Option<Commit> {
 }
 
 /// A later request names this object, so the answer of the job that made it reached somebody. Best
-/// effort: what is not marked now is marked by the next request, and no verb fails for it.
+/// effort: what is not marked now is marked by a later request, or stays in the collector's list; no verb fails for it.
 pub fn acknowledge(domain: &Domain, name: &Name, by: &Job) {
     let mark = || -> Result<()> {
         let Some(now) = domain.engine.look(&Place::Public(name.clone()))? else { return Ok(()) };
-        for d in domain.engine.done()?.into_iter().rev().filter(|d| !d.acknowledged) {
-            if done_of(domain, d.job).is_some_and(|c| c.made(name, now.id)) {
+        for job in domain.engine.makers(now.id, false)? {
+            if done_of(domain, job).is_some_and(|c| c.made(name, now.id)) {
                 let lock = lock_domain(domain, by, Duration::ZERO)?;
-                domain.engine.acknowledge(&lock, d.job)?;
+                domain.engine.acknowledge(&lock, job)?;
                 break; // nobody else made this very object
             }
         }

@@ -91,6 +91,7 @@ mod replay;
 mod runner;
 mod sanhosts;
 mod sanlock;
+mod scale;
 mod scenes;
 mod secrets;
 mod security;

@@ -41,11 +41,10 @@ fn exists_is_fine(r: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn read_file(dir: &Dir, rel: &str) -> Result<Option<Vec<u8>>> {
-    let what = dir.path().join(rel);
-    // Where it is may be new; see `Dir::sub`.
-    let (parent, name) = rel.rsplit_once('/').unwrap_or((".", rel));
-    let f = match dir.sub(Path::new(parent)).and_then(|d| d.open_file(Path::new(name), false)) {
+/// A file of a directory that was opened for this: see `Dir::sub`.
+fn read_file(dir: &Dir, name: &str) -> Result<Option<Vec<u8>>> {
+    let what = dir.path().join(name);
+    let f = match dir.open_file(Path::new(name), false) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         f => f.map_err(io_error(what.display()))?,
     };
@@ -183,14 +182,17 @@ impl FileEngine {
     }
 
     pub(super) fn read_record(&self, job: JobId, record: Record) -> Result<Option<Vec<u8>>> {
-        let dir = self.sub(AREA)?;
+        let read = |dir: String, name: &str| match self.sub(dir) {
+            Err(EngineError::Absent(_)) => Ok(None),
+            dir => read_file(&dir?, name),
+        };
         match record {
             // In this order: a record is marked by a rename, never the other way.
-            Record::Done => match read_file(&dir, &format!("done/{job}.json"))? {
-                None => read_file(&dir, &format!("done/{job}.ack")),
+            Record::Done => match read(format!("{AREA}/done"), &format!("{job}.json"))? {
+                None => read(format!("{AREA}/done"), &format!("{job}.ack")),
                 found => Ok(found),
             },
-            r => read_file(&dir, &format!("new/{job}/{}", file_name(r))),
+            r => read(format!("{AREA}/new/{job}"), file_name(r)),
         }
     }
 
@@ -207,6 +209,12 @@ impl FileEngine {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             r => r.map_err(io_error(format_args!("the done record of {job}"))),
         }
+    }
+
+    /// The same from the names alone: on a network file system each further question is a way to the server and back.
+    pub(super) fn list_finished(&self) -> Result<Vec<(JobId, bool)>> {
+        let names = Self::names(&self.sub(format!("{AREA}/done"))?)?;
+        Ok(names.iter().filter_map(|n| finished(n.to_str()?)).collect())
     }
 
     pub(super) fn list_done(&self) -> Result<Vec<Finished>> {

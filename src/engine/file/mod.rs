@@ -23,6 +23,10 @@ pub struct FileEngine {
 /// The name of the manager's area in a datastore.
 pub const AREA: &str = ".sdm";
 
+/// Records that are read at most to find whose answer a request acknowledges: there may be as many as there are
+/// images, and most images that are named have none.
+const LIKELY: usize = 32;
+
 /// Where a place is: its parent directory (opened) and its name there.
 struct Spot {
     dir: Dir,
@@ -140,6 +144,13 @@ impl FileEngine {
         Ok(out)
     }
 
+    /// Looks at those only that are asked for: there may be thousands.
+    fn graves(&self, wanted: impl Fn(&Grave) -> bool) -> Result<Vec<Object>> {
+        let dir = self.sub(format!("{AREA}/del"))?;
+        let names = Self::names(&dir)?;
+        Self::objects(&dir, names, |n| n.parse().ok().filter(&wanted).map(Place::Dead))
+    }
+
     fn names(dir: &Dir) -> Result<Vec<OsString>> {
         dir.names().map_err(io_error(dir.path().display()))
     }
@@ -223,9 +234,11 @@ impl Engine for FileEngine {
     }
 
     fn dead(&self) -> Result<Vec<Object>> {
-        let dir = self.sub(format!("{AREA}/del"))?;
-        let names = Self::names(&dir)?;
-        Self::objects(&dir, names, |n| n.parse().ok().map(Place::Dead))
+        self.graves(|_| true)
+    }
+
+    fn buried(&self, by: JobId) -> Result<Vec<Object>> {
+        self.graves(|grave| grave.job == by)
     }
 
     fn attach(&self, at: &Place, _access: Access) -> Result<Attachment> {
@@ -316,6 +329,17 @@ impl Engine for FileEngine {
 
     fn done(&self) -> Result<Vec<Finished>> {
         self.list_done()
+    }
+
+    fn makers(&self, object: Identity, acknowledged: bool) -> Result<Vec<JobId>> {
+        let mut jobs = self.list_finished()?;
+        jobs.retain(|(_, a)| acknowledged || !a);
+        // A job makes its files soon after it began. Which clock says so may differ, and nothing rests on it.
+        jobs.sort_by_key(|(job, _)| job.born().map_or(u64::MAX, |t| t.abs_diff(object.born)));
+        if !acknowledged {
+            jobs.truncate(LIKELY);
+        }
+        Ok(jobs.into_iter().map(|(job, _)| job).collect())
     }
 
     fn fence(&self, _lock: &DomainLock, job: JobId) -> Result<()> {

@@ -1,0 +1,71 @@
+//! A verb costs the same in a datastore of a few images and in one of thousands, counted in system calls.
+
+use crate::bed::{Bed, names};
+use crate::doc::{Doc, image_name};
+use crate::scenes;
+use std::path::Path;
+use uuid::Uuid;
+
+/// Of each: images, unacknowledged records, tombstones that are kept.
+const CROWD: u64 = 1500;
+/// Calls that a crowd may add, in all: its names are listed, a few records are read.
+const MORE: usize = 700;
+
+/// As if verbs had run for days before and since.
+fn crowd(store: &Path) {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    for n in 0..CROWD {
+        let at = uuid::Timestamp::from_unix_time(now - CROWD * 30 + n * 60, 0, 0, 0);
+        let job = Uuid::new_v7(at);
+        std::fs::write(store.join(format!("{n:032x}")), "x").unwrap();
+        std::fs::write(store.join(format!(".sdm/done/{job}.json")), "{}\n").unwrap();
+        std::fs::write(store.join(format!(".sdm/del/{job}-1.keep")), "x").unwrap();
+    }
+}
+
+fn calls(scene: &scenes::Scene, crowded: bool) -> usize {
+    let bed = Bed::new();
+    let store = bed.store(100);
+    bed.onesdm(&["domain", "init", store.to_str().unwrap()]).run().ok();
+    let stage = scene.stage(&bed);
+    if crowded {
+        crowd(&store);
+    }
+    let file = bed.root().join("trace");
+    let done = scene.call(&stage).under(&["strace", "-f", "-qq", "-o", file.to_str().unwrap()]).run();
+    done.ok();
+    std::fs::read(file).unwrap().split(|b| *b == b'\n').count()
+}
+
+#[test]
+fn no_verb_counts_what_else_there_is() {
+    let cheap = ["monitor", "stat raw.gz", "mkfs raw", "cp raw", "rm raw alone", "rm raw with snapshots"];
+    let named = ["clone raw", "export raw", "snap_revert raw", "snap_delete raw", "snap_flatten raw"];
+    let mut wrong = Vec::new();
+    for name in cheap.into_iter().chain(named) {
+        let scene = scenes::named(name);
+        let (alone, crowded) = (calls(&scene, false), calls(&scene, true));
+        println!("{name:24} {alone:>6} {crowded:>6}");
+        if crowded > alone + MORE {
+            wrong.push(format!("{name}: {alone} calls alone, {crowded} with {CROWD} others"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_right_answer_is_acknowledged_among_many() {
+    let bed = Bed::new();
+    let store = bed.store(100);
+    bed.onesdm(&["domain", "init", store.to_str().unwrap()]).run().ok();
+    crowd(&store);
+    let source = bed.images().join("a.raw");
+    crate::guest::make_raw(&source, 64, 1);
+    let doc = Doc::new(&bed, 1).image("REGTIME", 1_795_168_000_u64).image("PATH", source.display());
+    bed.ds("cp", 1, &doc.xml()).run().ok();
+    let acknowledged = || names(&store.join(".sdm/done")).into_iter().filter(|n| n.contains(".ack")).count();
+    assert_eq!(acknowledged(), 0);
+    let name = image_name(1_795_168_000, 1);
+    bed.ds("export", 1, &Doc::new(&bed, 1).source(&bed, &name).image("SIZE", 1).xml()).run().ok();
+    assert_eq!(acknowledged(), 1, "a later request names the image");
+}
