@@ -182,8 +182,10 @@ fn a_transfer_driver_is_taken_over_and_given_back() {
     let top = stock(&bed);
     // A package has a directory for each of the two names.
     std::fs::remove_file(top.join("tm/shared")).unwrap();
+    std::fs::write(top.join("tm/qcow2/restore"), "#!/bin/sh\n").unwrap();
     let before = snapshot(&top);
     let said = install(&bed, &top, &["--replace", "qcow2"]).run().ok();
+    assert_eq!(said.matches("tm/qcow2/restore").count(), 1, "not ours, of either role: {said}");
     let generated = bed.onesdm(&["generate", "remotes"]).run().ok();
     let own = generated.lines().filter(|l| l.starts_with("tm/")).collect::<Vec<_>>();
     assert!(own.len() > 20 && own.contains(&"tm/sdm_shared/clone.ssh"), "{generated}");
@@ -212,6 +214,11 @@ fn oned_conf_lines_come_from_the_oned_conf_that_is_there() {
         "{said}"
     );
     assert!(said.contains("TM_MAD_CONF") && said.contains("LN_TARGET"), "{said}");
+    let rc = bed.root().join("etc/vmm_exec");
+    std::fs::create_dir(&rc).unwrap();
+    std::fs::write(rc.join("vmm_execrc"), "LIVE_DISK_SNAPSHOTS=\"kvm-shared\"\n").unwrap();
+    let said = bed.onesdm(&["install", "--show-oned-conf"]).run().ok();
+    assert!(said.contains("LIVE_DISK_SNAPSHOTS=\"kvm-shared kvm-sdm_shared"), "{said}");
 }
 
 #[test]

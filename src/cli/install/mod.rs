@@ -63,7 +63,7 @@ pub fn command() -> Command {
         .arg(flag("leave", "uninstall although domains have work or garbage left").requires("uninstall"))
         .arg(flag("plan", "show what would be done, change nothing").visible_alias("dry-run"))
         .arg(flag("brief", "say only what changes"))
-        .arg(flag("show-oned-conf", "print what oned.conf needs for our own driver names, and stop"))
+        .arg(flag("show-oned-conf", "print what oned.conf and vmm_execrc need for our own driver names, and stop"))
 }
 
 pub fn run(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
@@ -189,9 +189,12 @@ fn paths(tree: &Tree, remotes: &Path, replace: &[&str]) -> Result<BTreeSet<Strin
 /// Stock files of verbs we do not offer, in directories of drivers we took over.
 fn stays(remotes: &Path, steps: &[Step]) -> Vec<String> {
     let dirs: BTreeSet<&str> = steps.iter().filter_map(|s| Some(s.path.rsplit_once('/')?.0)).collect();
-    let verbs = || VERBS.iter().filter(|v| v.run.is_none());
+    let verbs = |dir: &str| {
+        let role = dir.split('/').next().unwrap_or_default().to_owned();
+        VERBS.iter().filter(move |v| v.run.is_none() && v.role.to_string() == role)
+    };
     dirs.into_iter()
-        .flat_map(|d| verbs().map(move |v| format!("{d}/{}", v.name)))
+        .flat_map(|d| verbs(d).map(move |v| format!("{d}/{}", v.name)))
         .filter(|p| remotes.join(p).exists())
         .collect()
 }
@@ -305,10 +308,11 @@ fn unfinished(w: &World) -> Vec<String> {
 }
 
 fn show_oned_conf(w: &World, as_json: bool) -> Result<u8> {
-    let conf = std::fs::read_to_string(w.paths.etc.join("oned.conf")).ok();
+    let read = |file| std::fs::read_to_string(w.paths.etc.join(file)).unwrap_or_default();
+    let (conf, execrc) = (read("oned.conf"), read("vmm_exec/vmm_execrc"));
     let ours = |role: Role| role.families().iter().filter_map(|f| f.first().copied()).collect::<Vec<_>>();
     let datastore = ours(Role::Datastore).concat();
-    let text = oned::lines(conf.as_deref(), &datastore, &ours(Role::Tm));
+    let text = oned::lines(&conf, &execrc, &datastore, &ours(Role::Tm));
     if as_json {
         render::json(&json!({ "oned_conf": text }))?;
     } else {

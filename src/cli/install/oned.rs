@@ -1,10 +1,9 @@
-//! The lines oned.conf needs before oned offers a driver of ours under its own name.
+//! The lines OpenNebula's configuration needs before it offers a driver of ours under its own name.
 
 use std::fmt::Write as _;
 
-/// The lines, with our drivers added to what this oned.conf has in `DATASTORE_MAD` and `TM_MAD`.
-pub fn lines(conf: Option<&str>, datastore: &str, transfer: &[&str]) -> String {
-    let conf = conf.unwrap_or_default();
+/// The lines, with our drivers added to what this oned.conf has in `DATASTORE_MAD` and `TM_MAD`, and this vmm_execrc.
+pub fn lines(conf: &str, execrc: &str, datastore: &str, transfer: &[&str]) -> String {
     let mut out =
         String::from("# oned.conf: names oned may use as DS_MAD, after -d, and as TM_MAD, after -s\n");
     let added = |mut block: String, option: &str, drivers: &[&str]| {
@@ -37,17 +36,75 @@ pub fn lines(conf: Option<&str>, datastore: &str, transfer: &[&str]) -> String {
     let ds = "REQUIRED_ATTRS = \"\",\n    PERSISTENT_ONLY = \"NO\", MARKETPLACE_ACTIONS = \"export\"";
     out += &conf_of(conf, "DS_MAD_CONF", datastore, ds);
     for driver in transfer {
-        out += &conf_of(conf, "TM_MAD_CONF", driver, SHARED);
+        out += &conf_of(conf, "TM_MAD_CONF", driver, nature(driver));
     }
+    out += &inherited(conf);
+    out += &live(execrc, transfer);
     out += "\n# Then restart oned. Drivers under stock names (--replace) need none of this.\n";
     out
 }
 
-/// As the stock `shared` has it.
-const SHARED: &str = "LN_TARGET = \"NONE\", CLONE_TARGET = \"SYSTEM\",\n    \
-     SHARED = \"YES\", DS_MIGRATE = \"YES\", DS_LIVE_MIGRATE = \"YES\", DS_MIGRATE_SNAP = \"YES\",\n    \
-     TM_MAD_SYSTEM = \"ssh\", LN_TARGET_SSH = \"SYSTEM\", CLONE_TARGET_SSH = \"SYSTEM\", DISK_TYPE_SSH = \"FILE\",\n    \
-     ALLOW_ORPHANS = \"FORMAT\"";
+/// As the stock driver has it in whose place ours is: where disks end up, and what may be done with them there.
+fn nature(driver: &str) -> &'static str {
+    match driver {
+        "sdm_local" => {
+            "LN_TARGET = \"SYSTEM\", CLONE_TARGET = \"SYSTEM\",\n    \
+             SHARED = \"NO\", DS_MIGRATE = \"YES\", DS_LIVE_MIGRATE = \"YES\", DS_MIGRATE_SNAP = \"YES\",\n    \
+             ALLOW_ORPHANS = \"FORMAT\""
+        }
+        "sdm_lvm" => {
+            "LN_TARGET = \"NONE\", CLONE_TARGET = \"SELF\",\n    \
+             SHARED = \"YES\", DS_MIGRATE = \"YES\", DS_LIVE_MIGRATE = \"NO\", DS_MIGRATE_SNAP = \"NO\",\n    \
+             DRIVER = \"raw\", DISK_TYPE = \"BLOCK\", ALLOW_ORPHANS = \"YES\""
+        }
+        _ => {
+            "LN_TARGET = \"NONE\", CLONE_TARGET = \"SYSTEM\",\n    \
+             SHARED = \"YES\", DS_MIGRATE = \"YES\", DS_LIVE_MIGRATE = \"YES\", DS_MIGRATE_SNAP = \"YES\",\n    \
+             TM_MAD_SYSTEM = \"ssh\", LN_TARGET_SSH = \"SYSTEM\", CLONE_TARGET_SSH = \"SYSTEM\", DISK_TYPE_SSH = \"FILE\",\n    \
+             ALLOW_ORPHANS = \"FORMAT\""
+        }
+    }
+}
+
+/// Attributes that disks must get from their datastore or image: transfer verbs read them there.
+fn inherited(conf: &str) -> String {
+    let ds = ["DISK_TYPE", "LVM_THIN_ENABLE", "PERSISTENT_SNAPSHOTS", "QCOW2_STANDALONE", "SPARSE"];
+    let all =
+        ds.map(|a| ("INHERIT_DATASTORE_ATTR", a)).into_iter().chain([("INHERIT_IMAGE_ATTR", "DISK_TYPE")]);
+    let is_there = |key: &str, attr: &str| {
+        conf.lines().any(|line| {
+            line.trim_start().strip_prefix(key).and_then(|l| l.trim_start().strip_prefix('=')).is_some_and(
+                |value| {
+                    value.trim_start().strip_prefix('"').is_some_and(|v| v.split('"').next() == Some(attr))
+                },
+            )
+        })
+    };
+    let missing: String = all
+        .filter(|(key, attr)| !is_there(key, attr))
+        .map(|(key, attr)| format!("{key} = \"{attr}\"\n"))
+        .collect();
+    if missing.is_empty() {
+        return "\n# attributes that disks get from datastores and images are there already\n".to_owned();
+    }
+    format!("\n# attributes that disks get from datastores and images\n{missing}")
+}
+
+/// Pairs of hypervisor and driver that take snapshots while the machine runs; volumes do not yet.
+fn live(execrc: &str, transfer: &[&str]) -> String {
+    let found = assignment(execrc, "LIVE_DISK_SNAPSHOTS").map(|(from, to)| execrc[from..to].to_owned());
+    let mut pairs = found.unwrap_or_else(|| "...".to_owned());
+    for driver in transfer.iter().filter(|d| **d != "sdm_lvm") {
+        for pair in ["kvm", "qemu"].map(|hypervisor| format!("{hypervisor}-{driver}")) {
+            if !pairs.split_whitespace().any(|p| p == pair) {
+                pairs += &format!(" {pair}");
+            }
+        }
+    }
+    format!(
+        "\n# vmm_exec/vmm_execrc: whose disks may be snapshotted while the machine runs\nLIVE_DISK_SNAPSHOTS=\"{pairs}\"\n"
+    )
+}
 
 /// What oned has to know of a driver, unless it does.
 fn conf_of(conf: &str, section: &str, driver: &str, what: &str) -> String {
@@ -143,7 +200,7 @@ mod tests {
             ("", "NAME = \"sdm_shared\", LN_TARGET = \"NONE\""),
             ("DATASTORE_MAD = [ ARGUMENTS = \"unclosed\n", "unclosed"),
         ] {
-            let text = lines(Some(conf), "sdm", &["sdm_shared"]);
+            let text = lines(conf, "", "sdm", &["sdm_shared"]);
             assert!(text.contains(part), "{conf}: {text}");
             assert!(!text.contains("X = ["), "{text}");
             assert!(text.contains("NAME = \"sdm\", REQUIRED_ATTRS = \"\""), "{text}");
@@ -153,8 +210,37 @@ mod tests {
     #[test]
     fn what_is_there_is_not_asked_for_again() {
         let conf = "DS_MAD_CONF = [\n  NAME = \"fs\"\n]\nDS_MAD_CONF = [\n  NAME = \"sdm\", X = \"NO\"\n]\n";
-        assert!(lines(Some(conf), "sdm", &["sdm_shared"]).contains("DS_MAD_CONF of sdm is there"));
+        assert!(lines(conf, "", "sdm", &["sdm_shared"]).contains("DS_MAD_CONF of sdm is there"));
         let other = conf.replace("\"sdm\"", "\"sdm2\"");
-        assert!(lines(Some(&other), "sdm", &[]).contains("NAME = \"sdm\", REQUIRED"));
+        assert!(lines(&other, "", "sdm", &[]).contains("NAME = \"sdm\", REQUIRED"));
+    }
+
+    #[test]
+    fn each_driver_is_what_the_stock_one_of_its_kind_is() {
+        let text = lines("", "", "sdm", &["sdm_shared", "sdm_local", "sdm_lvm"]);
+        let of = |driver: &str| {
+            let from = text.find(&format!("NAME = \"{driver}\"")).unwrap();
+            text[from..].split(']').next().unwrap().to_owned()
+        };
+        assert!(of("sdm_shared").contains("SHARED = \"YES\"") && of("sdm_shared").contains("TM_MAD_SYSTEM"));
+        assert!(
+            of("sdm_local").contains("SHARED = \"NO\"") && of("sdm_local").contains("LN_TARGET = \"SYSTEM\"")
+        );
+        assert!(
+            of("sdm_lvm").contains("DISK_TYPE = \"BLOCK\"")
+                && of("sdm_lvm").contains("DS_LIVE_MIGRATE = \"NO\"")
+        );
+    }
+
+    #[test]
+    fn what_disks_inherit_and_live_snapshots_are_asked_for_where_they_are_missing() {
+        let text = lines("", "", "sdm", &["sdm_shared", "sdm_lvm"]);
+        assert!(text.contains("INHERIT_DATASTORE_ATTR = \"SPARSE\""), "{text}");
+        assert!(text.contains("LIVE_DISK_SNAPSHOTS=\"... kvm-sdm_shared qemu-sdm_shared\""), "{text}");
+        let conf = "INHERIT_DATASTORE_ATTR  = \"SPARSE\"\n#INHERIT_DATASTORE_ATTR=\"QCOW2_STANDALONE\"\n";
+        let rc = "# LIVE_DISK_SNAPSHOTS=\"x\"\nLIVE_DISK_SNAPSHOTS=\"kvm-shared kvm-sdm_shared\"\n";
+        let text = lines(conf, rc, "sdm", &["sdm_shared"]);
+        assert!(!text.contains("\"SPARSE\"") && text.contains("\"QCOW2_STANDALONE\""), "{text}");
+        assert!(text.contains("LIVE_DISK_SNAPSHOTS=\"kvm-shared kvm-sdm_shared qemu-sdm_shared\""), "{text}");
     }
 }
