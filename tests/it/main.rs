@@ -77,6 +77,7 @@ mod noshell;
 mod oned;
 mod oned_server;
 mod oracle;
+mod packages;
 mod pause;
 mod power;
 mod progress;
