@@ -1,5 +1,6 @@
 //! An engine that stops in the middle, for tests: after a number of changes every call fails, as it
-//! does for a process that lost its storage or its life; or only that one change does.
+//! does for a process that lost its storage or its life; or only that one change does. Or a host is paused before
+//! changes that need no lock of the domain.
 
 use super::{
     Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Identity, Name, Object,
@@ -17,6 +18,17 @@ pub struct Faulty<E> {
     left: Arc<AtomicI64>,
     after: bool,
     once: bool,
+    pause: Option<Pause>,
+}
+
+/// Called before a change that rests on nothing but the owner's own area.
+#[derive(Clone)]
+pub struct Pause(pub Arc<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Pause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Pause")
+    }
 }
 
 impl<E: Engine> Faulty<E> {
@@ -26,7 +38,7 @@ impl<E: Engine> Faulty<E> {
 
     /// One of several engines that a host uses and loses all at once.
     pub fn sharing(inner: E, left: &Arc<AtomicI64>, after: bool) -> Faulty<E> {
-        Faulty { inner, left: Arc::clone(left), after, once: false }
+        Faulty { inner, left: Arc::clone(left), after, once: false, pause: None }
     }
 
     /// Fails one change only, and works again.
@@ -35,12 +47,24 @@ impl<E: Engine> Faulty<E> {
         Faulty { once: true, ..self }
     }
 
+    #[must_use]
+    pub fn pausing(self, pause: Pause) -> Faulty<E> {
+        Faulty { pause: Some(pause), ..self }
+    }
+
     fn lost() -> EngineError {
         EngineError::Io { what: "storage".to_owned(), source: rustix::io::Errno::IO.into() }
     }
 
     fn read<T>(&self, op: impl FnOnce(&E) -> Result<T>) -> Result<T> {
         if !self.once && self.left.load(Ordering::SeqCst) < 0 { Err(Self::lost()) } else { op(&self.inner) }
+    }
+
+    fn own<T>(&self, op: impl FnOnce(&E) -> Result<T>) -> Result<T> {
+        if let Some(Pause(pause)) = &self.pause {
+            pause();
+        }
+        self.change(op)
     }
 
     fn change<T>(&self, op: impl FnOnce(&E) -> Result<T>) -> Result<T> {
@@ -92,20 +116,24 @@ impl<E: Engine> Engine for Faulty<E> {
         attached() -> Result<Vec<Object>>;
     }
 
-    pass! { change:
+    pass! { own:
         capabilities(owner: &OwnerLease) -> Result<Capabilities>;
-        prepare() -> Result<u64>;
-        init(header: &[u8]) -> Result<()>;
-        put_header(header: &[u8]) -> Result<()>;
         begin(owner: &OwnerLease) -> Result<()>;
         create(owner: &OwnerLease, n: u32, spec: &Spec) -> Result<Object>;
         adopt(owner: &OwnerLease, n: u32, name: &Name) -> Result<Object>;
-        take_over(lock: &DomainLock, dead: (&OwnerLease, u32, Identity), owner: &OwnerLease, to: u32) -> Result<()>;
         flush(owner: &OwnerLease, n: u32) -> Result<()>;
-        detach(at: &Place, access: Access) -> Result<()>;
-        resize(lease: &SlabLease, at: &Place, to: Bytes) -> Result<()>;
         end(owner: &OwnerLease) -> Result<()>;
         put_record(owner: &OwnerLease, record: Record, bytes: &[u8]) -> Result<()>;
+        purge(owner: &OwnerLease, grave: &Grave) -> Result<()>;
+    }
+
+    pass! { change:
+        prepare() -> Result<u64>;
+        init(header: &[u8]) -> Result<()>;
+        put_header(header: &[u8]) -> Result<()>;
+        take_over(lock: &DomainLock, dead: (&OwnerLease, u32, Identity), owner: &OwnerLease, to: u32) -> Result<()>;
+        detach(at: &Place, access: Access) -> Result<()>;
+        resize(lease: &SlabLease, at: &Place, to: Bytes) -> Result<()>;
         close(lock: &DomainLock, owner: &OwnerLease) -> Result<()>;
         fence(lock: &DomainLock, job: JobId) -> Result<()>;
         acknowledge(lock: &DomainLock, job: JobId) -> Result<()>;
@@ -116,7 +144,6 @@ impl<E: Engine> Engine for Faulty<E> {
         give_reserve(lock: &DomainLock) -> Result<()>;
         tidy(lock: &DomainLock) -> Result<()>;
         sync(places: &[Place]) -> Result<()>;
-        purge(owner: &OwnerLease, grave: &Grave) -> Result<()>;
     }
 }
 
