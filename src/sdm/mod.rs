@@ -17,6 +17,8 @@ pub mod proof;
 pub mod record;
 pub mod remove;
 pub mod settle;
+#[cfg(test)]
+mod tests;
 pub mod totals;
 pub mod work;
 

@@ -10,6 +10,7 @@ use crate::lock::{self, DomainLock, JobId, LockError, OwnerLease};
 use crate::sys::effect::bug;
 use crate::sys::{Bytes, fs};
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -126,10 +127,12 @@ impl<'a> Work<'a> {
         Ok(Slab { n, id, path: PathBuf::new(), file: None })
     }
 
-    /// A staging area that is gone was taken away: somebody decided against this job.
+    /// What is gone together with the intent was taken away: somebody decided against this job.
     fn unless_fenced<T>(&self, r: std::result::Result<T, EngineError>) -> Result<T> {
         match r {
-            Err(EngineError::Absent(_)) if !self.domain.engine.jobs()?.contains(&self.job.id) => {
+            Err(EngineError::Absent(_))
+                if self.domain.engine.record(self.job.id, Record::Intent)?.is_none() =>
+            {
                 Err(SdmError::Fenced(self.job.id))
             }
             r => Ok(r?),
@@ -153,9 +156,15 @@ impl<'a> Work<'a> {
 
     fn open(&self, mut slab: Slab) -> Result<Slab> {
         slab.path = self.path(slab.n)?;
-        let file = File::options().read(true).write(true).open(&slab.path);
-        slab.file =
-            Some(file.map_err(|source| SdmError::Io { what: slab.path.display().to_string(), source })?);
+        let file = File::options().read(true).write(true).open(&slab.path).map_err(|source| {
+            let what = slab.path.display().to_string();
+            if source.kind() == ErrorKind::NotFound {
+                EngineError::Absent(what)
+            } else {
+                EngineError::Io { what, source }
+            }
+        });
+        slab.file = Some(self.unless_fenced(file)?);
         Ok(slab)
     }
 
@@ -212,7 +221,8 @@ impl<'a> Work<'a> {
     }
 
     fn path(&self, n: u32) -> Result<PathBuf> {
-        Ok(self.domain.engine.attach(&Place::Staged(self.job.id, n), Access::Write)?.path)
+        let at = Place::Staged(self.job.id, n);
+        Ok(self.unless_fenced(self.domain.engine.attach(&at, Access::Write))?.path)
     }
 
     /// Makes a slab's content durable. An error is final for the slab.
