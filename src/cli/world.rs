@@ -15,6 +15,7 @@ use crate::one::{
     self, Cloud, DsCall, DsDump, DsRequest, Migrate, OneError, RpcOptions, Template, TmCall, volume,
 };
 use crate::sdm::job::{Topic, Waits};
+use crate::sdm::turn::Copies;
 use crate::sdm::work::text;
 use crate::sdm::{Domain, Groups, Job, Jobs, SdmError, gc, group, known};
 use crate::sys::{Cancel, Class, Tool, Tools, driver, signal, user};
@@ -22,6 +23,7 @@ use crate::verb::tm::front::{self, Driver, Front};
 use crate::verb::tm::serve::Server;
 use crate::verb::{self, Ctx, refuse};
 use anyhow::{Context as _, Result};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -59,6 +61,7 @@ impl World {
             history: log(paths.state.join("history.jsonl")),
             cancel,
             waits: Waits { lock: s.lock.wait, grace: s.cancel.grace },
+            copies: Copies::of(verb::copies(s)),
         };
         Ok(World { config, paths, jobs, tools })
     }
@@ -140,7 +143,9 @@ impl World {
         let s = &self.config.settings;
         let doc = &req.datastore;
         let share = verb::share(doc)?;
+        let opened: RefCell<BTreeMap<i64, PathBuf>> = RefCell::default();
         let open = |dir: &Path, ds: i64| {
+            opened.borrow_mut().insert(ds, dir.to_owned());
             if let Some(group) = group::group_of(dir) {
                 let d = self.groups().open(group)?;
                 self.join(&d);
@@ -168,12 +173,15 @@ impl World {
             if let Some(share) = share.as_ref().filter(|_| def.name != "stat") {
                 verb::connect(&self.connections(), doc.id, share, &doc.dir())?;
             }
-            let mut outcome = run(&ctx, req, job);
-            // What is only kept makes room before anybody is told that there is none.
-            if outcome.as_ref().is_err_and(verb::is_no_space) && self.make_room(&open, req, job) {
-                outcome = run(&ctx, req, job);
-            }
-            outcome
+            let domains = || opened.take().iter().map(|(ds, dir)| open(dir, *ds)).collect();
+            verb::in_turn(job, domains, || {
+                let mut outcome = run(&ctx, req, job);
+                // What is only kept makes room before anybody is told that there is none.
+                if outcome.as_ref().is_err_and(verb::is_no_space) && self.make_room(&open, req, job) {
+                    outcome = run(&ctx, req, job);
+                }
+                outcome
+            })
         })
     }
 

@@ -137,6 +137,9 @@ pub struct SshSettings {
 pub struct DataSettings {
     /// Per second.
     pub limit: Option<Bytes>,
+    /// Copies at once on one host, and in one domain; 0: any number.
+    pub host_copies: u32,
+    pub domain_copies: u32,
     /// From host to host without the front-end in between.
     pub direct: bool,
 }
@@ -198,8 +201,9 @@ impl Settings {
             fs: FsSettings { supported: v.get("fs.supported")?, options },
             cancel: CancelSettings { grace: v.get("cancel.grace")? },
             data: DataSettings {
-                // Outside these a copy is slow or eats the host's memory.
                 limit: v.get("data.limit")?,
+                host_copies: v.get("data.host_copies")?,
+                domain_copies: v.get("data.domain_copies")?,
                 direct: v.get("data.direct")?,
             },
             libvirt: LibvirtSettings { uri: v.get("libvirt.uri")?, timeout: v.get("libvirt.timeout")? },

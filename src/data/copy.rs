@@ -77,6 +77,9 @@ fn run(src: &File, dst: &File, sparse: Sparse, watch: &Watch, has_size: bool) ->
         watch.progress.add(size);
         Copied { method: Method::Reflink, size, data: 0 }
     } else {
+        if size > 0 {
+            watch.may_move()?;
+        }
         let reserved = sparse != Sparse::Full
             || has_size
             || size == 0

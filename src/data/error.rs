@@ -58,6 +58,9 @@ pub enum DataError {
     BadStream(String),
     #[error("the other side of the transfer is gone while {doing}")]
     Gone { doing: &'static str },
+    /// As many copies run as may: whoever runs the verb waits for one of them to end, and runs it again.
+    #[error("too many copies run at once (data.host_copies, data.domain_copies)")]
+    NoTurn,
     /// A thread of the pipeline died of a bug.
     #[error("a worker thread died")]
     Died,
@@ -93,6 +96,7 @@ impl DataError {
             | DataError::HostileArchive { .. }
             | DataError::TooManyEntries(_) => Class::Refused,
             DataError::Cancelled { .. } => Class::Cancelled,
+            DataError::NoTurn => Class::Busy,
             DataError::TargetNotEmpty { .. }
             | DataError::DirectoryNotEmpty
             | DataError::TargetTooSmall { .. }

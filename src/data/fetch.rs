@@ -155,6 +155,7 @@ impl Shared<'_> {
 }
 
 fn run(source: &Source, dst: &File, opts: &FetchOptions, watch: &Watch) -> Result<Fetched, DataError> {
+    watch.may_move()?;
     watch.begin("fetching", None)?;
     let stop = Cancel::default();
     let client = Client::new(&opts.http, stop.clone())?;

@@ -56,6 +56,7 @@ pub fn zero(dst: &File, watch: &Watch) -> Result<(), DataError> {
     if medium == Medium::File {
         return Ok(());
     }
+    watch.may_move()?;
     watch.begin("zeroing", Some(size))?;
     step(Effect::Write, &[], || {
         let mut at = 0;

@@ -13,6 +13,10 @@ pub trait Progress: Send + Sync {
     fn add(&self, bytes: u64);
     /// A new phase begins; counting starts anew.
     fn phase(&self, name: &'static str);
+    /// Whether data may be moved now: asked before the first byte of each copy.
+    fn may_move(&self) -> bool {
+        true
+    }
 }
 
 /// Nobody looks.
@@ -40,6 +44,11 @@ impl Watch {
 
     pub(super) fn check(&self, phase: &'static str) -> Result<(), DataError> {
         if self.cancel.is_requested() { Err(DataError::Cancelled { phase }) } else { Ok(()) }
+    }
+
+    /// To be asked before data is moved in bulk.
+    pub fn may_move(&self) -> Result<(), DataError> {
+        if self.progress.may_move() { Ok(()) } else { Err(DataError::NoTurn) }
     }
 
     pub(super) fn begin(&self, phase: &'static str, total: Option<u64>) -> Result<(), DataError> {

@@ -26,6 +26,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// The phase of a job that waits for a lease.
+pub const WAITS: &str = "waits for a lock";
+
 /// The identity of a request and of the job that serves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -68,6 +71,8 @@ pub enum LeaseId {
     Slab(String),
     /// A proof across hosts that the backend excludes (`onesdm doctor`).
     Probe(String),
+    /// The right to move data, of so many as the settings allow: from 0.
+    Copy(u32),
 }
 
 impl LeaseId {
@@ -79,6 +84,7 @@ impl LeaseId {
             LeaseId::Owner(job) => ("owner", job.to_string()),
             LeaseId::Slab(name) => ("slab", name.clone()),
             LeaseId::Probe(name) => ("probe", name.clone()),
+            LeaseId::Copy(n) => ("copy", n.to_string()),
         };
         let hash = Sha256::new().chain_update(kind).chain_update([0]).chain_update(id).finalize();
         let mut first = [0; 8];
@@ -94,6 +100,7 @@ impl Display for LeaseId {
             LeaseId::Owner(job) => write!(f, "job {job}"),
             LeaseId::Slab(name) => write!(f, "image {name}"),
             LeaseId::Probe(name) => write!(f, "probe {name}"),
+            LeaseId::Copy(n) => write!(f, "copy {n}"),
         }
     }
 }

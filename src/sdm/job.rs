@@ -4,6 +4,7 @@
 
 use super::event::{Event, What};
 use super::record::Who;
+use super::turn::{self, Copies};
 use crate::data;
 use crate::lock::{self, JobId};
 use crate::obs::{self, jsonl::Log};
@@ -35,6 +36,7 @@ pub struct Jobs {
     pub history: Log,
     pub cancel: Cancel,
     pub waits: Waits,
+    pub copies: Copies,
 }
 
 /// What a job is about.
@@ -68,7 +70,7 @@ pub struct JobInfo {
     pub bytes: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<u64>,
-    /// Bytes per second since the job began.
+    /// Bytes per second since the phase began.
     pub rate: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta_seconds: Option<u64>,
@@ -99,9 +101,11 @@ pub struct Past {
     pub host: String,
     pub since: String,
     pub seconds: f64,
-    /// Of these, spent waiting for locks.
+    /// Of these, spent waiting for locks, and for other copies to end.
     #[serde(default)]
     pub waited: f64,
+    #[serde(default)]
+    pub waited_turn: f64,
     pub bytes: u64,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub method: String,
@@ -140,8 +144,12 @@ struct Running {
     info: JobInfo,
     method: String,
     began: Instant,
+    /// When this phase began, and what all before it moved.
+    phase_began: Instant,
+    before: u64,
     /// What this process had waited for locks before.
     waited: Duration,
+    waited_turn: Duration,
     record: Option<(PathBuf, ofd::Locked)>,
     written: Instant,
     told: Instant,
@@ -179,7 +187,10 @@ impl Jobs {
             info,
             method: String::new(),
             began: now,
+            phase_began: now,
+            before: 0,
             waited: lock::waited(),
+            waited_turn: Duration::ZERO,
             record,
             written: now,
             told: now,
@@ -319,6 +330,11 @@ impl Job {
         data::Watch { cancel: self.jobs.cancel.clone(), progress: Arc::clone(&self.shared) as _ }
     }
 
+    /// To be asked before data is moved in bulk by others than those that have a `watch`.
+    pub fn may_move(&self) -> std::result::Result<(), data::DataError> {
+        self.watch().may_move()
+    }
+
     pub fn who(&self) -> Who {
         let r = self.shared.lock();
         Who {
@@ -369,7 +385,9 @@ impl Job {
     /// How far the part of this job is that runs on another host.
     pub fn follow(&self, phase: &str, bytes: u64, total: Option<u64>) {
         let mut r = self.shared.lock();
-        phase.clone_into(&mut r.info.phase);
+        if r.info.phase != phase || bytes < r.info.bytes {
+            r.enter(phase);
+        }
         (r.info.bytes, r.info.total) = (bytes, total);
         r.measure();
         drop(r);
@@ -402,6 +420,8 @@ impl Job {
             let (verb, domain, object) = (i.verb.clone(), i.domain.clone(), i.object.clone());
             let (host, since, parent) = (i.host.clone(), i.since.clone(), i.parent);
             let waited = lock::waited().saturating_sub(r.waited).as_secs_f64();
+            let waiting = if i.phase == turn::WAITS { r.phase_began.elapsed() } else { Duration::ZERO };
+            let waited_turn = (r.waited_turn + waiting).as_secs_f64();
             Past {
                 id: self.id,
                 status,
@@ -413,6 +433,7 @@ impl Job {
                 since,
                 seconds,
                 waited,
+                waited_turn,
                 bytes,
                 method,
                 error,
@@ -433,9 +454,21 @@ impl Drop for Job {
 }
 
 impl Running {
-    /// Rate, percent and the time that is left, from what was done so far.
+    /// A new phase: counting starts anew.
+    fn enter(&mut self, phase: &str) {
+        if self.info.phase == turn::WAITS {
+            self.waited_turn += self.phase_began.elapsed();
+        }
+        self.before = self.before.saturating_add(self.info.bytes);
+        self.phase_began = Instant::now();
+        phase.clone_into(&mut self.info.phase);
+        (self.info.bytes, self.info.total, self.info.rate) = (0, None, 0);
+        (self.info.progress, self.info.eta_seconds) = (None, None);
+    }
+
+    /// Rate, percent and the time that is left, from what this phase did so far.
     fn measure(&mut self) {
-        let millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+        let millis = u64::try_from(self.phase_began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
         let info = &mut self.info;
         info.rate = u64::try_from(u128::from(info.bytes) * 1000 / u128::from(millis)).unwrap_or(u64::MAX);
         if let Some(total) = info.total.filter(|t| *t > 0) {
@@ -469,7 +502,7 @@ impl Shared {
     fn totals(&self) -> (f64, u64, String) {
         let r = self.lock();
         let millis = u32::try_from(r.began.elapsed().as_millis()).unwrap_or(u32::MAX);
-        (f64::from(millis) / 1000.0, r.info.bytes, r.method.clone())
+        (f64::from(millis) / 1000.0, r.before.saturating_add(r.info.bytes), r.method.clone())
     }
 
     fn tell(&self, what: What) {
@@ -481,7 +514,9 @@ impl Shared {
             let (verb, domain, object) = (r.info.verb.clone(), r.info.domain.clone(), r.info.object.clone());
             Event { time: obs::now(), host: r.info.host.clone(), job: r.info.id, verb, domain, object, what }
         };
-        self.span.in_scope(|| self.jobs.log(&event));
+        if !(self.quiet && matches!(event.what, What::Progress { .. })) {
+            self.span.in_scope(|| self.jobs.log(&event));
+        }
     }
 }
 
@@ -494,8 +529,12 @@ impl data::Progress for Shared {
 
     fn phase(&self, name: &'static str) {
         let mut r = self.lock();
-        name.clone_into(&mut r.info.phase);
+        r.enter(name);
         r.save();
+    }
+
+    fn may_move(&self) -> bool {
+        self.jobs.copies.may_move()
     }
 
     /// Called per block: the record is rewritten twice a second, an event sent every two seconds.
@@ -513,6 +552,13 @@ impl data::Progress for Shared {
             drop(r);
             self.tell(what);
         }
+    }
+}
+
+impl JobInfo {
+    /// It does nothing before another job has ended or let go of something.
+    pub fn is_waiting(&self) -> bool {
+        [turn::WAITS, lock::WAITS].contains(&self.phase.as_str())
     }
 }
 
@@ -540,6 +586,7 @@ pub(crate) mod tests {
             history: log("history"),
             cancel: Cancel::default(),
             waits: Waits { lock: Duration::from_millis(300), grace: Duration::from_millis(300) },
+            copies: Copies::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 
 use super::job::{Topic, Waits};
 use super::record::Step;
+use super::turn::Copies;
 use super::{Domain, Job, Jobs, Work, check, gc, remove, settle};
 use crate::engine::faulty::Faulty;
 use crate::engine::lvm::tests::{Bed, engine, knowing};
@@ -19,7 +20,7 @@ fn jobs(dir: &std::path::Path) -> Jobs {
     let log = |n: &str| Log { path: dir.join(n), max_size: 1 << 20, keep: 1 };
     let waits = Waits { lock: Duration::from_secs(30), grace: Duration::from_millis(100) };
     let (run, cancel) = (dir.join("run"), Cancel::default());
-    Jobs { run, events: log("events"), history: log("history"), cancel, waits }
+    Jobs { run, events: log("events"), history: log("history"), cancel, waits, copies: Copies::default() }
 }
 
 fn start(jobs: &Jobs) -> Job {

@@ -1,8 +1,9 @@
 //! Removal. It outranks creation: a job that is making what is to be removed is asked to stop, given
 //! a little time, and if it does not, what it would publish is taken away. Then the names go.
 
+use super::job::JobInfo;
 use super::record::Step;
-use super::{Domain, Job, Result, SdmError, Work, settle, work};
+use super::{Domain, Job, Result, SdmError, Work, settle, turn, work};
 use crate::engine::{EngineError, Name, Object, Place};
 use crate::lock::{self, LockError};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 /// (`false`); then it is not to be waited for. A removal is no rival.
 pub fn outrank(domain: &Domain, job: &Job, names: &[Name]) -> Result<bool> {
     let mut ended = true;
+    stop_waiters(job);
     for rival in domain.engine.jobs()? {
         let goes = |t: &Name| names.iter().any(|n| t.is_within(n));
         let makes = settle::intent_of(domain, rival).is_some_and(|i| i.targets.iter().any(goes));
@@ -46,6 +48,19 @@ pub fn outrank(domain: &Domain, job: &Job, names: &[Name]) -> Result<bool> {
         }
     }
     Ok(ended)
+}
+
+/// Who waits for its turn to make the same object has nothing in the domain that could be taken away.
+fn stop_waiters(job: &Job) {
+    let (object, end) = (job.named(), Instant::now() + job.jobs.waits.grace);
+    let waits = |j: &JobInfo| j.id != job.id && j.object == object && j.phase == turn::WAITS;
+    let waiters = || job.jobs.active().unwrap_or_default().into_iter().filter(waits).map(|j| j.id);
+    loop {
+        let asked = waiters().filter(|id| job.jobs.cancel(*id).unwrap_or(false)).count();
+        if asked == 0 || Instant::now() > end || !job.cancel().wait(Duration::from_millis(10)) {
+            return;
+        }
+    }
 }
 
 /// Removes these names, the first being the object and the rest its companions; answers how many were

@@ -25,6 +25,8 @@ struct OfVerb {
     took: [u64; BUCKETS.len() + 1],
     seconds: f64,
     waited: f64,
+    #[serde(default)]
+    waited_turn: f64,
     bytes: u64,
 }
 
@@ -53,6 +55,7 @@ impl Totals {
         v.took[BUCKETS.iter().position(|b| p.seconds <= *b).unwrap_or(BUCKETS.len())] += 1;
         v.seconds += p.seconds;
         v.waited += p.waited;
+        v.waited_turn += p.waited_turn;
         v.bytes = v.bytes.saturating_add(p.bytes);
     }
 
@@ -86,6 +89,9 @@ impl Totals {
         });
         let help = "Seconds that jobs waited for locks others held.";
         each(page, "onesdm_job_lock_wait_seconds_total", help, &|v| v.waited);
+        let help =
+            "Seconds that jobs waited for copies of others to end (data.host_copies, data.domain_copies).";
+        each(page, "onesdm_job_turn_wait_seconds_total", help, &|v| v.waited_turn);
     }
 }
 
@@ -120,6 +126,7 @@ mod tests {
             since,
             seconds,
             waited: 0.5,
+            waited_turn: 0.25,
             bytes,
             method,
             error,
@@ -148,6 +155,7 @@ mod tests {
             has(format!("onesdm_job_duration_seconds_bucket{{verb=\"cp\",le=\"+Inf\"}} {round}"));
             has(format!("onesdm_job_bytes_total{{verb=\"cp\"}} {}", round << 20));
             has(format!("onesdm_job_lock_wait_seconds_total{{verb=\"cp\"}} {}", f64::from(round) / 2.0));
+            has(format!("onesdm_job_turn_wait_seconds_total{{verb=\"cp\"}} {}", f64::from(round) / 4.0));
         }
         assert!(history.read::<Past>().unwrap().len() < 30, "the history is bounded");
         std::fs::write(&file, "torn").unwrap();

@@ -6,7 +6,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstatfs};
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// A file whose locks end when this is dropped, not a moment later: it is closed while no child of ours
@@ -65,7 +65,16 @@ pub fn try_lock(fd: BorrowedFd<'_>, offset: u64, exclusive: bool) -> io::Result<
 
 /// Whether another description holds the byte so that we could not have it exclusively.
 pub fn is_held(fd: BorrowedFd<'_>, offset: u64) -> io::Result<bool> {
-    let mut l = flock(offset, libc::F_WRLCK)?;
+    is_any_held(fd, offset..offset + 1)
+}
+
+/// The same of any of several bytes. Of none it is not.
+pub fn is_any_held(fd: BorrowedFd<'_>, bytes: Range<u64>) -> io::Result<bool> {
+    if bytes.is_empty() {
+        return Ok(false);
+    }
+    let mut l = flock(bytes.start, libc::F_WRLCK)?;
+    l.l_len = libc::off_t::try_from(bytes.end - bytes.start).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: as above; the kernel writes its answer into `l`.
     if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut l) } != 0 {
         return Err(io::Error::last_os_error());

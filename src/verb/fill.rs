@@ -138,6 +138,7 @@ fn run(
     how: Conversion,
     (target, in_use): (Target, bool),
 ) -> Result<()> {
+    job.may_move()?;
     job.phase("converting");
     let watch = job.watch();
     watch.progress.total(how.size.0);

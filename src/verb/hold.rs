@@ -9,6 +9,7 @@ use crate::sys::Class;
 use crate::sys::effect::bug;
 use anyhow::{Context as _, Result};
 use std::fs::File;
+use std::time::Duration;
 
 /// Leases on images or disks of a domain, and what dead jobs left on them settled.
 pub(super) fn lease(domain: &Domain, job: &Job, wanted: &[(&Name, Mode)]) -> Result<Vec<SlabLease>> {
@@ -39,7 +40,17 @@ pub(super) fn lease_of(
 ) -> Result<Vec<SlabLease>> {
     let names: Vec<(&str, Mode)> = wanted.iter().map(|(n, m)| (n.as_str(), *m)).collect();
     let names = if bug("skip-slab-lease") { Vec::new() } else { names };
-    let leases = lock::slab_leases(&*domain.locks, &names, job.jobs.waits.lock, job.cancel());
+    let take = |wait| lock::slab_leases(&*domain.locks, &names, wait, job.cancel());
+    let leases = match take(Duration::ZERO) {
+        Err(e) if e.class() == Class::Busy && !job.jobs.waits.lock.is_zero() => {
+            let before = job.info().phase;
+            job.follow(lock::WAITS, 0, None);
+            let leases = take(job.jobs.waits.lock);
+            job.follow(&before, 0, None);
+            leases
+        }
+        leases => leases,
+    };
     let leases = leases.map_err(|e| match wanted.first() {
         Some((name, _)) => settle::holder_of(domain, name, e),
         None => e.into(),

@@ -24,7 +24,7 @@ use crate::host::{HostError, Link};
 use crate::image::{ImageError, Qemu};
 use crate::lock::{JobId, LockError};
 use crate::one::{DatastoreDoc, NfsAuto, OneError};
-use crate::sdm::{Domain, Job, Jobs, SdmError, gc};
+use crate::sdm::{Domain, Job, Jobs, SdmError, gc, turn};
 use crate::sys::{Cancel, Class, ToolError, Tools};
 use anyhow::Context as _;
 use std::os::fd::BorrowedFd;
@@ -87,6 +87,35 @@ pub fn gc_policy(s: &Settings) -> gc::Policy {
         done_age: Duration::from_secs(u64::from(s.job.done_days) * 24 * 3600),
         short: false,
     }
+}
+
+/// How many copies the settings allow at once.
+pub fn copies(s: &Settings) -> turn::Limits {
+    turn::Limits { host: s.data.host_copies, domain: s.data.domain_copies }
+}
+
+/// Runs a verb to its end. Where it has to move data and has no turn, it has taken back what it did: it waits
+/// without anything in its hands, and begins again. `domains`: those that it worked in.
+pub fn in_turn<T>(
+    job: &Job,
+    domains: impl FnOnce() -> Result<Vec<Domain>, SdmError>,
+    mut run: impl FnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let done = run();
+    if !done.as_ref().is_err_and(wants_turn) {
+        return done;
+    }
+    turn::take(job, &domains()?, turn::now(), MOVING)?;
+    let done = run();
+    job.jobs.copies.end_turn();
+    done
+}
+
+fn wants_turn(e: &anyhow::Error) -> bool {
+    e.chain().any(|c| {
+        matches!(c.downcast_ref(), Some(DataError::NoTurn))
+            || matches!(c.downcast_ref(), Some(SdmError::Data(DataError::NoTurn)))
+    })
 }
 
 /// A failure that a verb itself finds.

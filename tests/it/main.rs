@@ -109,5 +109,6 @@ mod tm_local;
 mod tm_local_kill;
 mod tm_scenes;
 mod tmcalls;
+mod turns;
 mod vm;
 mod writelog;

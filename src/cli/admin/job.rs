@@ -59,7 +59,7 @@ fn list(w: &World, all: bool, as_json: bool) -> Result<u8> {
         .collect();
     rows.extend(active.iter().map(|j| {
         let progress = j.progress.map_or(String::new(), |p| format!("{p}%, "));
-        let state = format!("{progress}{j}, {}", j.phase);
+        let state = if j.is_waiting() { j.phase.clone() } else { format!("{progress}{j}, {}", j.phase) };
         vec![j.id.to_string(), word(j.status), j.verb.clone(), j.object.clone(), String::new(), state]
     }));
     render::print(&render::table(&["JOB", "STATUS", "VERB", "OBJECT", "TOOK", "DETAIL"], &rows))?;
@@ -120,6 +120,9 @@ fn watch(w: &World, id: JobId, as_json: bool) -> Result<u8> {
 }
 
 pub fn bar(j: &JobInfo) -> String {
+    if j.is_waiting() {
+        return format!("{} {}", j.verb, j.phase);
+    }
     let Some(percent) = j.progress else { return format!("{} {}: {j}", j.verb, j.phase) };
     let full = usize::from(percent) * 30 / 100;
     let eta = j.eta_seconds.map_or(String::new(), |s| format!(", {s} s left"));

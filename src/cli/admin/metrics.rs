@@ -62,14 +62,23 @@ pub fn run(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
 }
 
 fn running(w: &World, page: &mut Page) -> Result<()> {
-    let mut by_verb: BTreeMap<String, u32> = BTreeMap::new();
+    let (mut all, mut waiting) = (BTreeMap::<String, u32>::new(), BTreeMap::<String, u32>::new());
     for j in active(w)? {
-        *by_verb.entry(j.verb).or_default() += 1;
+        *waiting.entry(j.verb.clone()).or_default() += u32::from(j.is_waiting());
+        *all.entry(j.verb).or_default() += 1;
     }
-    page.family("onesdm_jobs_running", "gauge", "Jobs that run on this host now.");
-    for (verb, n) in by_verb {
-        page.sample("onesdm_jobs_running", &[("verb", &verb)], n);
-    }
+    let mut show = |name, help, by_verb: BTreeMap<String, u32>| {
+        page.family(name, "gauge", help);
+        for (verb, n) in by_verb {
+            page.sample(name, &[("verb", &verb)], n);
+        }
+    };
+    show("onesdm_jobs_running", "Jobs that run on this host now, those that wait among them.", all);
+    show(
+        "onesdm_jobs_waiting",
+        "Those of them that wait for a lock, or for a copy of another job to end.",
+        waiting,
+    );
     Ok(())
 }
 

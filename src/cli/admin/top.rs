@@ -115,7 +115,11 @@ fn ask<'a>(others: &mut [Other<'a>], hosts: &'a Hosts<'a>, jobs: &mut Vec<JobInf
 
 fn screen(jobs: &[JobInfo], silent: &[String], place: &str) -> String {
     let rate = jobs.iter().fold(0_u64, |sum, j| sum.saturating_add(j.rate));
-    let mut out = format!("{} jobs of {place}, {}/s in all\n", jobs.len(), Bytes(rate));
+    let waiting = match jobs.iter().filter(|j| j.is_waiting()).count() {
+        0 => String::new(),
+        n => format!(", {n} of them waiting"),
+    };
+    let mut out = format!("{} jobs of {place}{waiting}, {}/s in all\n", jobs.len(), Bytes(rate));
     for why in silent {
         out += &format!("{why}\n");
     }

@@ -13,6 +13,7 @@ use crate::lock::{self, JobId, MemLocks};
 use crate::one::DsDump;
 use crate::sdm::check::{check, garbage};
 use crate::sdm::job::{Topic, Waits};
+use crate::sdm::turn::Copies;
 use crate::sdm::{Jobs, SdmError, gc};
 use crate::sys::{Cancel, Tools};
 use std::collections::BTreeMap;
@@ -44,6 +45,7 @@ impl Bed {
             history: log("history"),
             cancel: Cancel::default(),
             waits: Waits { lock: Duration::from_millis(100), grace: Duration::from_millis(100) },
+            copies: Copies::default(),
         };
         std::fs::write(dir.path().join("a"), "content a").unwrap();
         std::fs::write(dir.path().join("b"), "content b, longer").unwrap();

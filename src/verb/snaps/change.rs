@@ -51,6 +51,7 @@ impl Snaps<'_> {
         let (first, rest) = self.top(top)?;
         let under = rest.first().context("a layer without a layer below")?;
         let below = self.backing_of(stale)?;
+        self.job.may_move()?;
         let slab = fill::copy(self.job, work, &fill::open(&first.real)?, Sparse::Keep)?;
         let keep = work.keep_held();
         let qemu = self.ctx.qemu(self.job, &keep);
@@ -192,6 +193,9 @@ impl Snaps<'_> {
     /// and run again. Afterwards they do not build on it.
     pub fn relieve(&self, work: &Work<'_>, of: &[&Layer], file: &Name) -> Result<()> {
         let under = self.backing_of(file)?;
+        if !of.is_empty() {
+            self.job.may_move()?;
+        }
         self.job.phase("merging");
         for child in of {
             let path = self.path(&child.name)?;

@@ -68,6 +68,8 @@ pub enum Op {
     Meet(Meet),
     /// Whether locks of this host and of another exclude each other. Changes nothing.
     Locks(Locks),
+    /// A turn to move data, for this process' next operation. Changes nothing.
+    Turn(Turn),
     /// A datastore verb, on a host of BRIDGE_LIST. As the verb.
     Datastore(Datastore),
     /// Space of a system datastore, and what its VMs take. Reads only.
@@ -424,6 +426,28 @@ pub struct Tried {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct Turn {
+    /// What is to be done then.
+    pub of: Box<Op>,
+    pub ask: TurnAsk,
+}
+
+/// The text of what is answered: whether it is had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum TurnAsk {
+    /// For so many milliseconds at most, as who came at that time.
+    Wait {
+        came: u64,
+        most: u64,
+    },
+    /// The other side of the transfer has it, on the same host.
+    Lend,
+    End,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Monitor {
     /// `<datastores>/<system ds>`
     pub dir: String,
@@ -507,6 +531,7 @@ impl Op {
             Op::Retire(o) => &o.dir,
             Op::Meet(o) => &o.dir,
             Op::Locks(o) => &o.dir,
+            Op::Turn(o) => o.of.object(),
             Op::Datastore(o) => &o.dir,
             Op::OnVolume(o) => &o.disk,
             Op::Gone(o) => &o.dir,
@@ -538,6 +563,7 @@ impl Op {
             Op::Retire(o) => vec![&o.dir],
             Op::Meet(o) => vec![&o.dir],
             Op::Locks(o) => vec![&o.dir],
+            Op::Turn(o) => o.of.paths(),
             Op::Datastore(o) => vec![&o.dir],
             Op::OnVolume(o) => vec![&o.disk],
             Op::Gone(o) => vec![&o.dir],
@@ -555,7 +581,7 @@ impl Op {
     /// Changes nothing, and is not worth an entry in the history.
     pub fn only_reads(&self) -> bool {
         match self {
-            Op::Monitor(_) | Op::Locks(_) => true,
+            Op::Monitor(_) | Op::Locks(_) | Op::Turn(_) => true,
             Op::Datastore(o) => ["monitor", "stat"].contains(&o.verb.as_str()),
             _ => false,
         }
@@ -591,6 +617,7 @@ impl Op {
             Op::Retire(o) => format!("removing {}, which has moved", o.dir),
             Op::Datastore(o) => format!("{} in {}", o.verb, o.dir),
             Op::Locks(o) => format!("trying locks in {}", o.dir),
+            Op::Turn(o) => format!("{} (waiting for other copies)", o.of.doing()),
             Op::Meet(o) => format!("comparing {} with another host's", o.dir),
             Op::OnVolume(o) => format!("disk {} on volume {}", o.disk, o.volume),
             Op::Gone(o) => format!("deleting {} and its volumes", o.dir),
@@ -628,6 +655,7 @@ pub fn perform(op: &Op, ctx: &Ctx<'_>, job: &Job) -> Result<Answer> {
         Op::Send(o) => return send::run(&tm, o).and_then(|told| json(&told)).with_context(|| op.doing()),
         Op::Locks(o) => return locks::run(&tm, o).and_then(|tried| json(&tried)).with_context(|| op.doing()),
         Op::Pass(_) => return Err(refuse(Class::Usage, "who has no hosts to ask passes nothing on")),
+        Op::Turn(_) => return Err(refuse(Class::Usage, "a turn is taken by who runs operations")),
         Op::Meet(o) => return meet::run(&tm, o).and_then(|met| json(&met)).with_context(|| op.doing()),
         Op::Datastore(o) => return bridge::run(ctx, job, o).map(|text| Answer { text }),
         Op::Monitor(o) => return monitor::run(&tm, o).map(|text| Answer { text }),

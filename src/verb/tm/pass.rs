@@ -4,7 +4,7 @@
 use super::flow::{self, Side};
 use super::op::{Op, Pass, Passed, Send};
 use super::serve::{Ask, Reply, Request};
-use crate::host::{Channel, Gone, Handler, HostError, Hosts, Link, Local, Progress, Settings};
+use crate::host::{Channel, Gone, Handler, HostError, Hosts, Identity, Link, Local, Progress, Settings};
 use crate::lock::JobId;
 use crate::sdm::Job;
 use crate::sys::{Cancel, Class};
@@ -19,9 +19,14 @@ pub(super) fn run(ask: Ask<'_>, id: JobId, job: &Job, op: &Pass) -> Result<Reply
         Err(why) => return Ok(Reply { text: answer(&Passed::Not { why })?, ..Reply::default() }),
     };
     let send = Op::Send(Send { what: op.what.clone() });
-    let giver = Giver { ask, id, job, request: Request { op: send, ..ask.request.clone() } };
-    let give = Side { channel: &mut Local::new(&giver), job: id.to_string(), body: Value::Null };
-    let take = Side { channel: &mut *to, job: op.job.to_string(), body: op.request.clone() };
+    let body = serde_json::to_value(Request { op: send, ..ask.request.clone() });
+    let (giver, one) = (Giver { ask, id, job }, to.peer().identity.same(&Identity::here()) == Some(true));
+    let body = body.context("writing down the request")?;
+    let mut give = Side { channel: &mut Local::new(&giver), job: id.to_string(), body };
+    let mut take = Side { channel: &mut *to, job: op.job.to_string(), body: op.request.clone() };
+    if job.jobs.copies.limits.any() {
+        flow::turns(job, one, &mut give, &mut take)?;
+    }
     let done = flow::both(job, op.silence, give, take, &mut || ask.link.ready())?;
     let sent = done.sent.map_err(|e| match e {
         HostError::Failed { class, text, .. } => refuse(class, text),
@@ -58,13 +63,13 @@ struct Giver<'a> {
     ask: Ask<'a>,
     id: JobId,
     job: &'a Job,
-    request: Request,
 }
 
 impl Handler for Giver<'_> {
-    fn handle(&self, _: &str, _: Value, link: &dyn Link) -> Result<Value, (Class, String)> {
+    fn handle(&self, _: &str, body: Value, link: &dyn Link) -> Result<Value, (Class, String)> {
         let link = Watched { to: link, front: self.ask.link };
-        let ask = Ask { request: &self.request, link: &link, ..self.ask };
+        let request = serde_json::from_value(body).map_err(|e| (Class::Internal, e.to_string()))?;
+        let ask = Ask { request: &request, link: &link, ..self.ask };
         let done = ask.work(self.id, self.job).and_then(|reply| Ok(serde_json::to_value(reply)?));
         done.map_err(|e| (class_of(&e), one_line(&e)))
     }

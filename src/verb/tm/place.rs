@@ -5,6 +5,7 @@ use crate::engine::Name;
 use crate::sys::Class;
 use crate::verb::{Ctx, refuse};
 use anyhow::Result;
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 /// A name in a datastore.
@@ -56,6 +57,12 @@ fn split(ctx: &Ctx<'_>, path: &str) -> Result<(PathBuf, i64, Vec<String>)> {
 fn same_dir(a: &Path, b: &Path) -> bool {
     let plain: PathBuf = b.components().collect();
     a == plain || a.canonicalize().ok().is_some_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+}
+
+/// The datastores that paths lead into. A group is none.
+pub(super) fn stores(ctx: &Ctx<'_>, paths: &[&str]) -> Result<BTreeMap<i64, PathBuf>> {
+    let paths = paths.iter().filter(|p| !p.starts_with("/dev/"));
+    paths.map(|path| split(ctx, path).map(|(dir, ds, _)| (ds, dir))).collect()
 }
 
 impl Spot {

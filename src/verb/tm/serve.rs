@@ -2,8 +2,8 @@
 //! `onesdm agent` on a host, and in the front-end itself for its own paths: one way for both.
 
 use super::live::note::tend;
-use super::op::{Op, perform};
-use super::pass;
+use super::op::{Op, Turn, TurnAsk, perform};
+use super::{pass, place};
 use crate::config::Settings;
 use crate::connection::{Connections, Share};
 use crate::host::{Handler, Hosts, Link, Progress};
@@ -11,9 +11,11 @@ use crate::lock::JobId;
 use crate::sdm::event::What;
 use crate::sdm::job::{Topic, Waits};
 use crate::sdm::known::{self, Storage};
-use crate::sdm::{Domain, Groups, Job, Jobs, SdmError, gc, group};
+use crate::sdm::{Domain, Groups, Job, Jobs, SdmError, gc, group, turn};
 use crate::sys::{Bytes, Class, Tools, user};
-use crate::verb::{Ctx, class_of, connect, gc_policy, is_no_space, one_line, refuse, stopped};
+use crate::verb::{
+    Ctx, class_of, connect, copies, gc_policy, in_turn, is_no_space, one_line, refuse, stopped,
+};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -66,6 +68,8 @@ pub struct Sent {
     fs_supported: Vec<String>,
     fs_options: BTreeMap<String, Vec<String>>,
     data_limit: Option<Bytes>,
+    /// Copies at once: per host, per domain.
+    copies: (u32, u32),
     /// Certificates are the host's own matter.
     http: (Duration, Duration, u32, bool),
 }
@@ -85,6 +89,7 @@ impl Sent {
             fs_supported: s.fs.supported.clone(),
             fs_options: s.fs.options.clone(),
             data_limit: s.data.limit,
+            copies: (s.data.host_copies, s.data.domain_copies),
             http: (s.http.connect_timeout, s.http.stall_timeout, s.http.retries, s.http.insecure),
         }
     }
@@ -104,6 +109,7 @@ impl Sent {
         (s.image.max_size, s.image.allow) = (self.image_max_size, self.image_allow);
         (s.fs.supported, s.fs.options) = (self.fs_supported, self.fs_options);
         s.data.limit = self.data_limit;
+        (s.data.host_copies, s.data.domain_copies) = self.copies;
         (s.http.connect_timeout, s.http.stall_timeout, s.http.retries, s.http.insecure) = self.http;
         s
     }
@@ -150,7 +156,8 @@ impl Server<'_> {
             return ask.work(id, job);
         }
         let waits = Waits { lock: settings.lock.wait, grace: settings.cancel.grace };
-        let jobs = Jobs { cancel: link.cancel().clone(), waits, ..self.jobs.clone() };
+        let copies = self.jobs.copies.with(copies(&settings));
+        let jobs = Jobs { cancel: link.cancel().clone(), waits, copies, ..self.jobs.clone() };
         let topic = Topic { verb: request.verb.clone(), quiet: request.op.only_reads(), ..Topic::default() };
         let job = jobs.start(id, topic);
         job.object(request.op.object());
@@ -224,17 +231,48 @@ impl Ask<'_> {
             ready: &ready,
             peer: Some(self.link),
         };
-        let mut done = perform(&self.request.op, &ctx, job);
-        let opened = || seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // What is only kept makes room before anybody is told that there is none.
-        if done.as_ref().is_err_and(is_no_space)
-            && !self.request.op.streams()
-            && self.make_room(&opened(), job)
-        {
-            done = perform(&self.request.op, &ctx, job);
+        if let Op::Turn(turn) = &self.request.op {
+            return self.turn(job, &ctx, turn).map(|had| Reply { text: had.to_string(), ..Reply::default() });
         }
+        let opened = || seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let run = || {
+            let mut done = perform(&self.request.op, &ctx, job);
+            // What is only kept makes room before anybody is told that there is none.
+            if done.as_ref().is_err_and(is_no_space)
+                && !self.request.op.streams()
+                && self.make_room(&opened(), job)
+            {
+                done = perform(&self.request.op, &ctx, job);
+            }
+            done
+        };
+        let domains = || opened().iter().map(|(ds, (dir, _))| self.open(dir, *ds)).collect();
+        let done = in_turn(job, domains, run);
+        // Of a transfer it was taken before.
+        job.jobs.copies.end_turn();
         let text = done?.text;
         Ok(Reply { text, domains: opened().into_iter().map(|(ds, (_, id))| (ds, id)).collect() })
+    }
+
+    /// Whether this process has a turn, for the operation that comes next.
+    fn turn(&self, job: &Job, ctx: &Ctx<'_>, op: &Turn) -> Result<bool> {
+        let copies = &job.jobs.copies;
+        let (came, most) = match op.ask {
+            TurnAsk::Wait { came, most } => (came, most),
+            TurnAsk::Lend => {
+                copies.lend_turn();
+                return Ok(true);
+            }
+            TurnAsk::End => {
+                copies.end_turn();
+                return Ok(false);
+            }
+        };
+        let mut domains = Vec::new();
+        for (ds, dir) in place::stores(ctx, &op.of.paths())? {
+            domains.push(self.open(&dir, ds)?);
+        }
+        Ok(turn::take(job, &domains, came, Duration::from_millis(most))?)
     }
 
     fn open(&self, dir: &Path, ds: i64) -> Result<Domain, SdmError> {

@@ -4,7 +4,7 @@
 use super::pair::reach;
 use super::{At, Driver, Front};
 use crate::config::Settings;
-use crate::data::{self, FetchOptions, Source, fetch};
+use crate::data::{self, FetchOptions, Source, Watch, fetch};
 use crate::host::Next;
 use crate::one::{Context, ContextFile, ImagePath};
 use crate::sdm::Job;
@@ -124,7 +124,8 @@ impl Maker<'_> {
             http: fill::http(s),
             ..FetchOptions::default()
         };
-        fetch::fetch(&from, &new, &opts, &self.job.watch())
+        // Nothing that would have to wait for other copies.
+        fetch::fetch(&from, &new, &opts, &Watch::silent(self.job.cancel().clone()))
             .with_context(|| format!("taking {shown} into the context as {:?}", file.name))?;
         Ok(())
     }

@@ -131,7 +131,11 @@ pub(super) fn transfer<'a>(
         proof::ensure(front, to, &receive)?;
         let (asked_from, asked_to) = (from.prepare(front, &send)?, to.prepare(front, &receive)?);
         let (give, take) = (from.side_job(front), front.job.id);
-        let (give, take) = (from.side(give, &asked_from), to.side(take, &asked_to));
+        let one = from.is_machine(to) == Some(true);
+        let (mut give, mut take) = (from.side(give, &asked_from), to.side(take, &asked_to));
+        if front.job.jobs.copies.limits.any() {
+            flow::turns(front.job, one, &mut give, &mut take)?;
+        }
         let done = flow::both(front.job, front.settings.ssh.silence, give, take, &mut || true)?;
         let is_unknown = done.received.as_ref().is_err_and(HostError::may_have_run);
         if is_unknown && tries < TRIES && front.job.cancel().wait(PAUSE) {

@@ -41,6 +41,7 @@ pub(in crate::verb::tm) fn delete(tm: &Tm<'_>, op: &SnapLive) -> Result<()> {
     if gone.is_empty() {
         return Ok(());
     }
+    tm.job.may_move()?;
     tm.ready()?;
     gone.iter().try_for_each(|(n, file)| Deletion { live: &live, virsh: &virsh, n: *n, file }.run())
 }

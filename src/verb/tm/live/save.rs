@@ -66,6 +66,8 @@ pub(super) fn snapshot(live: &Live<'_>, n: i64) -> Result<()> {
 
 fn copied(live: &Live<'_>, work: &mut Work<'_>) -> Result<Slab> {
     let (tm, disk) = (live.tm, &live.disk);
+    // Not when the machine stands still.
+    tm.job.may_move()?;
     let is_chain = disk.format == DiskFormat::Qcow2;
     let snaps = disk.snaps(tm)?;
     let layers = if is_chain { snaps.layers()? } else { Vec::new() };

@@ -9,6 +9,7 @@ use crate::engine::mem::MemEngine;
 use crate::lock::{JobId, MemLocks};
 use crate::sdm::check::check;
 use crate::sdm::job::{Topic, Waits};
+use crate::sdm::turn::Copies;
 use crate::sdm::{Domain, Job, Jobs, SdmError, gc};
 use crate::sys::tool::Run;
 use crate::sys::{Cancel, Tool, Tools};
@@ -65,6 +66,7 @@ impl Bed {
             cancel: Cancel::default(),
             // A child of another test keeps all descriptors, leases too, until it is another program.
             waits: Waits { lock: Duration::from_secs(10), grace: Duration::from_millis(100) },
+            copies: Copies::default(),
         };
         let mut config = Config::builtin().unwrap();
         config.settings.paths.datastores = dir.path().canonicalize().unwrap().join("ds");
