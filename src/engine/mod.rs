@@ -245,6 +245,18 @@ pub struct Usage {
     pub used: Bytes,
 }
 
+/// How full a pool is, as the host that has it open can tell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PoolUse {
+    pub name: String,
+    /// Used, and all, of what its slabs share.
+    pub data: (Bytes, Bytes),
+    /// The same of the tables that say which slab has what.
+    pub tables: (Bytes, Bytes),
+    /// Why it does not work as it should.
+    pub trouble: Option<String>,
+}
+
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
@@ -317,6 +329,10 @@ pub trait Engine: Debug + Send + Sync {
     /// Probed by doing, in a staging area of `owner`; not needed for any other call to work.
     fn capabilities(&self, owner: &OwnerLease) -> Result<Capabilities>;
     fn usage(&self) -> Result<Usage>;
+    /// The pools that this host has open.
+    fn pools(&self) -> Result<Vec<PoolUse>> {
+        Ok(Vec::new())
+    }
     /// Whether new slabs outside pools read zero. Where they do not, their job sees to it.
     fn reads_zero(&self) -> bool {
         true

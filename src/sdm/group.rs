@@ -92,6 +92,11 @@ impl Groups {
         self.open(group)
     }
 
+    /// From how many percent on another program of this host makes the group's pools larger, past our locks.
+    pub fn grown_at(&self, group: &str) -> Result<Option<u64>> {
+        Ok(self.alone(group)?.0.grown_at()?)
+    }
+
     /// Before this host becomes a member, and before it is none any more: no device of the group stays, or others
     /// could write there, too. Its tags stay.
     pub fn let_go(&self, group: &str) -> Result<()> {

@@ -20,6 +20,7 @@ pub mod settle;
 #[cfg(test)]
 mod tests;
 pub mod totals;
+pub mod trend;
 pub mod turn;
 pub mod work;
 

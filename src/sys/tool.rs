@@ -65,6 +65,7 @@ tools! {
     Ssh => ["ssh"],
     Virsh => ["virsh"],
     MountNfs => ["mount.nfs"], Umount => ["umount"],
+    DmSetup => ["dmsetup"], LvmConfig => ["lvmconfig"],
     Lvs => ["lvs"], Vgs => ["vgs"], VgChange => ["vgchange"],
     LvCreate => ["lvcreate"], LvRename => ["lvrename"], LvChange => ["lvchange"],
     LvExtend => ["lvextend"], LvReduce => ["lvreduce"], LvRemove => ["lvremove"],

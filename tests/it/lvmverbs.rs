@@ -294,6 +294,19 @@ fn transfers_inside() {
     };
     write(&two);
     h.tm("cpds", &["DIR/disk.0", "vg-one-100/img-one-9", "-1", "7", "100"]);
+    // How full the pools are that this host has, as the account that oned has may ask.
+    let (status, page) = h.own(&["metrics"]);
+    let used = |of: &str| {
+        let name = format!(
+            "onesdm_pool_used_bytes{{datastore=\"100\",path=\"/dev/{GROUP}\",pool=\"vm-one-7-pool\",of=\"{of}\"}} "
+        );
+        page.lines().find_map(|l| l.strip_prefix(&name)?.parse::<usize>().ok())
+    };
+    let (data, tables) = (used("data").unwrap_or(0), used("tables").unwrap_or(0));
+    assert!(status == 0 && data >= 2 * 3 * MIB && tables >= 4096, "{data} {tables} {page}");
+    assert!(page.contains("onesdm_pool_up{") && page.contains("pool=\"img-one-2-pool\""), "{page}");
+    let (_, text) = h.own(&["doctor", "/dev/vg-one-100"]);
+    assert!(text.contains("pools") && text.contains("2 active here, all well"), "{text}");
     h.tm("snap_revert", &["DIR/disk.0", "0", "7", "100"]);
     assert_eq!(read(&at(0), len), (digest(&one), true));
     h.tm("resize", &["DIR/disk.0", "12", "7", "100"]);

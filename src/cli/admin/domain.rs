@@ -99,6 +99,22 @@ fn init_group(w: &World, path: &Path, m: &ArgMatches, as_json: bool) -> Result<u
         );
         return Err(refuse(Class::Refused, text));
     }
+    match w.groups().grown_at(group) {
+        Ok(None) => {}
+        Ok(Some(percent)) => {
+            let text = format!(
+                "{}: dmeventd of this host makes thin pools larger from {percent} % on, past our locks; set \
+                 activation/thin_pool_autoextend_threshold = 100 in /etc/lvm/lvm.conf, on each host that uses the group",
+                path.display()
+            );
+            return Err(refuse(Class::Refused, text));
+        }
+        Err(e) => {
+            let text =
+                format!("{}: whether dmeventd makes thin pools larger cannot be seen: {e}", path.display());
+            render::log("WARN", "domain", &text);
+        }
+    }
     let Some(lock) = m.get_one::<String>("lock") else {
         let text = format!(
             "{}: which hosts use this group? `--lock ofd` when it is this one alone, `--lock sanlock` for several",

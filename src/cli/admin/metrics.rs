@@ -5,10 +5,11 @@ use super::garbage::all_known;
 use super::job::active;
 use crate::cli::doctor::within;
 use crate::cli::render;
-use crate::engine::Usage;
+use crate::engine::{PoolUse, Usage};
 use crate::obs::metrics::{Page, publish};
 use crate::sdm::gc::{self, Action};
 use crate::sdm::totals::{Totals, float};
+use crate::sdm::trend::Trend;
 use crate::sdm::{Groups, known::Known};
 use anyhow::{Context as _, Result};
 use clap::{Arg, ArgMatches, Command, value_parser};
@@ -46,11 +47,13 @@ pub fn run(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     page.sample("onesdm_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
     totals.show(&mut page);
     running(w, &mut page)?;
-    domains(w, &mut page);
+    let mut trend = Trend::load(&w.paths.state);
+    domains(w, &mut page, &mut trend);
     match m.get_one::<PathBuf>("output") {
         Some(file) => {
             publish(file, page.text()).with_context(|| format!("writing {}", file.display()))?;
             totals.save(&saved).with_context(|| format!("writing {}", saved.display()))?;
+            trend.save(&w.paths.state).context("writing what was seen of domains")?;
             if as_json {
                 render::json(&json!({ "written": file }))?;
             }
@@ -89,12 +92,15 @@ struct Look {
     garbage: u64,
     kept: u64,
     objects: u32,
+    pools: Vec<PoolUse>,
 }
 
 fn look(groups: &Groups, k: &Known, policy: &gc::Policy) -> Option<Look> {
     let d = groups.inspect_at(&k.path).ok()?;
     d.usable().ok()?;
-    let mut out = Look { usage: d.engine.usage().ok()?, garbage: 0, kept: 0, objects: 0 };
+    // An account that may not ask for them has a page without them.
+    let pools = d.engine.pools().unwrap_or_default();
+    let mut out = Look { usage: d.engine.usage().ok()?, garbage: 0, kept: 0, objects: 0, pools };
     for f in gc::plan(&d, policy).ok()? {
         match f.action {
             Action::Undo | Action::Finish | Action::Delete | Action::Release => {
@@ -110,7 +116,7 @@ fn look(groups: &Groups, k: &Known, policy: &gc::Policy) -> Option<Look> {
 
 type Value = fn(&Look) -> f64;
 
-fn domains(w: &World, page: &mut Page) {
+fn domains(w: &World, page: &mut Page, trend: &mut Trend) {
     let mut seen = Vec::new();
     for (id, k) in all_known(w) {
         let (policy, groups) = (w.gc_policy(), w.groups());
@@ -138,6 +144,57 @@ fn domains(w: &World, page: &mut Page) {
                 let labels = [("datastore", id.as_str()), ("domain", domain), ("path", path)];
                 page.sample(name, &labels, value(l));
             }
+        }
+    }
+    let found = seen.iter().filter_map(|(id, domain, path, l)| Some((id, domain, path, l.as_ref()?)));
+    let now = jiff::Timestamp::now().as_second();
+    page.family(
+        "onesdm_domain_full_seconds",
+        "gauge",
+        "How long until a domain is full if it goes on as in the last day; none when that is not in sight.",
+    );
+    for (id, domain, path, l) in found.clone() {
+        let u = &l.usage;
+        trend.note(path, u.used, u.total, now);
+        if let Some(left) = trend.full_in(path, u.used, u.total, now) {
+            let labels = [("datastore", id.as_str()), ("domain", domain), ("path", path)];
+            page.sample("onesdm_domain_full_seconds", &labels, left.as_secs_f64());
+        }
+    }
+    let pools_of: Vec<(&str, &str, &[PoolUse])> =
+        found.map(|(id, _, path, l)| (id.as_str(), path.as_str(), &*l.pools)).collect();
+    pools(page, trend, &pools_of, now);
+}
+
+/// Pools that this host has active, in two parts: `data`, and the `tables` that say which volume has what.
+fn pools(page: &mut Page, trend: &mut Trend, found: &[(&str, &str, &[PoolUse])], now: i64) {
+    let mut parts = Vec::new();
+    page.family("onesdm_pool_up", "gauge", "1 when a pool works as it should, 0 when it takes no writes.");
+    for (id, path, pools) in found {
+        for p in *pools {
+            let pool = [("datastore", *id), ("path", *path), ("pool", &*p.name)];
+            page.sample("onesdm_pool_up", &pool, u8::from(p.trouble.is_none()));
+            for (of, (used, size)) in [("data", p.data), ("tables", p.tables)] {
+                let key = format!("{path}/{} {of}", p.name);
+                trend.note(&key, used, size, now);
+                let [a, b, c] = pool;
+                parts.push(([a, b, c, ("of", of)], used, size, trend.full_in(&key, used, size, now)));
+            }
+        }
+    }
+    page.family("onesdm_pool_size_bytes", "gauge", "Size of a part of a pool.");
+    for (labels, _, size, _) in &parts {
+        page.sample("onesdm_pool_size_bytes", labels, float(size.0));
+    }
+    page.family("onesdm_pool_used_bytes", "gauge", "Of these, used.");
+    for (labels, used, ..) in &parts {
+        page.sample("onesdm_pool_used_bytes", labels, float(used.0));
+    }
+    let name = "onesdm_pool_full_seconds";
+    page.family(name, "gauge", "How long until a part of a pool is full if it goes on as in the last day.");
+    for (labels, _, _, left) in &parts {
+        if let Some(left) = left {
+            page.sample(name, labels, left.as_secs_f64());
         }
     }
 }

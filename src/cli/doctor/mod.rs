@@ -11,7 +11,7 @@ use super::admin::{all_known, path_of};
 use super::render;
 use super::world::World;
 use crate::config::{Config, Env, Inputs};
-use crate::sdm::group;
+use crate::sdm::{group, trend::Trend};
 use crate::sys::{Class, user};
 use crate::verb::one_line;
 use anyhow::{Context as _, Result};
@@ -152,17 +152,21 @@ fn look(w: &World, m: &ArgMatches, found: &mut Vec<Finding>) -> Result<()> {
         user::become_owner(path).with_context(|| format!("becoming the owner of {}", path.display()))?;
     }
     let table = crate::sys::mounts::read().unwrap_or_default();
+    let trend = Trend::load(&w.paths.state);
     for path in paths {
         let known = known.iter().find(|(_, k)| k.path == path).map(|(_, k)| k.clone());
         let (policy, table, p) = (w.gc_policy(), table.clone(), path.clone());
+        let trend = trend.clone();
         let without = w.config.settings.sanlock.without_watchdog;
         if group::group_of(&path).is_some() {
             let (groups, remotes) = (w.groups(), w.paths.remotes.clone());
-            let look = move || store::look_group(&groups, &p, known.as_ref(), &policy, (&remotes, without));
+            let look =
+                move || store::look_group(&groups, &p, known.as_ref(), &policy, (&remotes, &trend), without);
             out_of_patience(found, &path, within(PATIENCE, look));
             continue;
         }
-        let answer = within(PATIENCE, move || store::look(&p, known.as_ref(), &policy, &table, without));
+        let answer =
+            within(PATIENCE, move || store::look(&p, known.as_ref(), &policy, (&table, &trend), without));
         out_of_patience(found, &path, answer);
     }
     Ok(())

@@ -5,11 +5,12 @@ use super::mounts;
 use super::{Finding, PATIENCE, leases};
 use crate::cli::admin::{capabilities, stock_verb};
 use crate::engine::file::AREA;
-use crate::engine::{Capabilities, Usage};
+use crate::engine::{Capabilities, EngineError, PoolUse, Usage};
 use crate::lock::{JobId, LeaseId, LockBackend, LockError, Mode};
 use crate::sdm::gc::{self, Action};
 use crate::sdm::known::Known;
-use crate::sdm::{Domain, Groups, SdmError};
+use crate::sdm::trend::{SOON, Trend};
+use crate::sdm::{Domain, Groups, SdmError, group};
 use crate::sys::fs::Dir;
 use crate::sys::mounts::Mount;
 use crate::sys::{self, Bytes, user};
@@ -17,9 +18,12 @@ use crate::verb::one_line;
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 /// Less free space than this is worth a word, as is less than 5 %.
 const LOW: u64 = 1 << 30;
+const NO_GROWTH: &str = "set activation/thin_pool_autoextend_threshold = 100 in /etc/lvm/lvm.conf: pools are as large \
+     as what lies in them, and need no growth";
 /// Clocks of storage and host may differ by this.
 const SKEW: i64 = 60;
 
@@ -39,7 +43,7 @@ pub fn look(
     path: &Path,
     known: Option<&Known>,
     policy: &gc::Policy,
-    table: &[Mount],
+    (table, trend): (&[Mount], &Trend),
     no_watchdog: bool,
 ) -> Vec<Finding> {
     let place = path.display().to_string();
@@ -66,7 +70,7 @@ pub fn look(
     let whose = format!(
         "find out who put it there and move it out of {place}/{AREA}; leases must be one empty file that nobody replaces"
     );
-    out.extend(content(&place, &domain, &whose));
+    out.extend(content(&place, &domain, trend, &whose));
     out.extend(ownership(path, &place));
     if domain.usable().is_err() {
         return out;
@@ -100,7 +104,8 @@ pub fn look_group(
     path: &Path,
     known: Option<&Known>,
     policy: &gc::Policy,
-    (remotes, no_watchdog): (&Path, bool),
+    (remotes, trend): (&Path, &Trend),
+    no_watchdog: bool,
 ) -> Vec<Finding> {
     let place = path.display().to_string();
     let (finding, domain) = identity(&place, known, groups.inspect_at(path));
@@ -109,8 +114,10 @@ pub fn look_group(
         let detail = format!("{} is a stock driver's, which changes groups past our locks", verb.display());
         out.push(Finding::bad("drivers", &place, detail, "`onesdm install --replace lvm`"));
     }
+    out.extend(growth(&place, groups.grown_at(group::group_of(path).unwrap_or_default())));
     if let Some(domain) = domain {
-        out.extend(content(&place, &domain, "find out who made it, and rename or remove it"));
+        out.extend(content(&place, &domain, trend, "find out who made it, and rename or remove it"));
+        out.extend(pools(&place, domain.engine.pools()));
         if let Ok(Some(locks)) = domain.sanlock() {
             let (found, usable) = leases::look(&place, &locks, no_watchdog);
             out.extend(found);
@@ -124,9 +131,10 @@ pub fn look_group(
 }
 
 /// What a domain holds.
-fn content(place: &str, domain: &Domain, whose: &str) -> Vec<Finding> {
+fn content(place: &str, domain: &Domain, trend: &Trend, whose: &str) -> Vec<Finding> {
+    let now = jiff::Timestamp::now().as_second();
     let mut out = vec![match domain.engine.usage() {
-        Ok(usage) => space(place, usage),
+        Ok(u) => space(place, u, trend.full_in(place, u.used, u.total, now)),
         Err(e) => Finding::bad("space", place, e, "look after the storage"),
     }];
     match domain.engine.strays() {
@@ -312,15 +320,62 @@ fn skew(path: &Path, place: &str) -> Option<Finding> {
     })
 }
 
-fn space(place: &str, u: Usage) -> Finding {
+fn space(place: &str, u: Usage, full_in: Option<Duration>) -> Finding {
     let percent = u128::from(u.free.0) * 100 / u128::from(u.total.0.max(1));
-    let text = format!("{} free of {} ({percent} %)", u.free, u.total);
-    if percent < 5 || u.free.0 < LOW {
+    let mut text = format!("{} free of {} ({percent} %)", u.free, u.total);
+    if let Some(left) = full_in {
+        text += &format!(", full in {} hours if it goes on as in the last day", left.as_secs() / 3600);
+    }
+    if percent < 5 || u.free.0 < LOW || full_in.is_some_and(|left| left < SOON) {
         let remedy =
             format!("`onesdm gc {place}`, with --short to give up kept images; remove images, or grow it");
         return Finding::warn("space", place, text, remedy);
     }
     Finding::ok("space", place, text)
+}
+
+fn growth(place: &str, at: Result<Option<u64>, SdmError>) -> Option<Finding> {
+    match at {
+        Ok(None) => None,
+        Ok(Some(percent)) => {
+            let detail = format!("dmeventd makes thin pools larger from {percent} % on, past our locks");
+            Some(Finding::bad("growth", place, detail, NO_GROWTH))
+        }
+        Err(e) => {
+            let detail = format!("whether dmeventd makes thin pools larger cannot be seen: {e}");
+            Some(Finding::warn("growth", place, detail, NO_GROWTH))
+        }
+    }
+}
+
+/// Those that are active on this host.
+fn pools(place: &str, pools: Result<Vec<PoolUse>, EngineError>) -> Vec<Finding> {
+    let pools = match pools {
+        Ok(pools) => pools,
+        Err(e) => {
+            let detail = format!("how full its pools are cannot be seen: {e}");
+            let remedy = "put the package's sudoers file into /etc/sudoers.d/onesdm";
+            return vec![Finding::warn("pools", place, detail, remedy)];
+        }
+    };
+    let judge = |p: &PoolUse| {
+        let object = format!("{place}/{}", p.name);
+        if let Some(trouble) = &p.trouble {
+            let remedy = "stop what uses it, then `lvconvert --repair`; the kernel's log has more";
+            return Some(Finding::bad("pools", object, trouble, remedy));
+        }
+        let (used, size) = p.tables;
+        let detail = format!(
+            "{used} of {size} of the tables of its volumes are used; without any left it takes no writes"
+        );
+        let remedy = "remove snapshots of its disks, or save them as images of their own";
+        (used.0 > size.0 / 5 * 4).then(|| Finding::warn("pools", object, detail, remedy))
+    };
+    let found: Vec<Finding> = pools.iter().filter_map(judge).collect();
+    if found.is_empty() {
+        return vec![Finding::ok("pools", place, format!("{} active here, all well", pools.len()))];
+    }
+    found
 }
 
 fn garbage(place: &str, plan: Result<Vec<gc::Finding>, SdmError>) -> Finding {
@@ -357,11 +412,36 @@ mod tests {
             (Bytes(u64::MAX), Bytes(u64::MAX), Verdict::Ok),
         ] {
             assert_eq!(
-                space("/x", Usage { total, free, used: Bytes(0) }).verdict,
+                space("/x", Usage { total, free, used: Bytes(0) }, None).verdict,
                 verdict,
                 "{free} of {total}"
             );
         }
+    }
+
+    #[test]
+    fn what_fills_soon_or_takes_no_writes_is_told() {
+        let u = Usage { total: Bytes(100 << 30), free: Bytes(50 << 30), used: Bytes(50 << 30) };
+        let hours = |n: u64| Some(Duration::from_secs(n * 3600));
+        assert_eq!(space("/x", u, hours(100)).verdict, Verdict::Ok);
+        let soon = space("/x", u, hours(10));
+        assert!(soon.verdict == Verdict::Warn && soon.detail.contains("full in 10 hours"), "{soon:?}");
+        let pool = |used, trouble: Option<&str>| PoolUse {
+            name: "p".to_owned(),
+            data: (Bytes(100), Bytes(100)),
+            tables: (Bytes(used), Bytes(100)),
+            trouble: trouble.map(str::to_owned),
+        };
+        for (pool, verdict) in [
+            (pool(10, None), Verdict::Ok),
+            (pool(90, None), Verdict::Warn),
+            (pool(10, Some("it takes no writes")), Verdict::Bad),
+        ] {
+            assert_eq!(pools("/dev/x", Ok(vec![pool]))[0].verdict, verdict);
+        }
+        assert_eq!(growth("/dev/x", Ok(None)), None);
+        let found = growth("/dev/x", Ok(Some(70))).unwrap();
+        assert!(found.verdict == Verdict::Bad && found.detail.contains("70 %"), "{found:?}");
     }
 
     #[test]

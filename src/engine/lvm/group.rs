@@ -116,7 +116,7 @@ impl Group {
         }
         let config = format!(
             "devices{{{filter}hints=\"none\" obtain_device_list_from_udev=0}} \
-             backup{{backup=0 archive=0}} report{{time_format=\"%s\"}}"
+             activation{{monitoring=0}} backup{{backup=0 archive=0}} report{{time_format=\"%s\"}}"
         );
         Ok(Group { name: name.to_owned(), config, tools, deadline, cancel, flags })
     }
@@ -132,11 +132,27 @@ impl Group {
     }
 
     fn call(&self, tool: Tool, args: &[impl AsRef<str>], hold: Option<BorrowedFd<'_>>) -> Result<Vec<u8>> {
-        let words: Vec<&OsStr> = self.all_words(args).into_iter().map(OsStr::new).collect();
+        self.run(tool, &self.all_words(args), hold, true)
+    }
+
+    /// A look at what is this host's, not the group's.
+    pub(super) fn ask(&self, tool: Tool, args: &[&str], as_root: bool) -> Result<Vec<u8>> {
+        let flags = if tool == Tool::LvmConfig { self.flags } else { &[] };
+        self.run(tool, &[flags, args].concat(), None, as_root)
+    }
+
+    fn run(
+        &self,
+        tool: Tool,
+        words: &[&str],
+        hold: Option<BorrowedFd<'_>>,
+        as_root: bool,
+    ) -> Result<Vec<u8>> {
+        let words: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
         let mut out = Vec::new();
         let mut watch = |data: &[u8]| out.extend_from_slice(&data[..data.len().min(REPORT_MAX - out.len())]);
         let env: [(&str, &OsStr); 1] = [("LVM_SUPPRESS_FD_WARNINGS", OsStr::new("1"))];
-        let (as_root, watch) = (true, Some(&mut watch as &mut dyn FnMut(&[u8])));
+        let watch = Some(&mut watch as &mut dyn FnMut(&[u8]));
         let run = Run { as_root, hold, watch, env: &env, ..Run::new(self.deadline, &self.cancel) };
         match self.tools.run(tool, &words, run) {
             Ok(_) => Ok(out),

@@ -2,7 +2,7 @@
 
 use super::group::Group;
 use super::view::{View, Volume};
-use super::{Access, EngineError, Result, view};
+use super::{Access, EngineError, PoolUse, Result, thin, view};
 use std::fmt::{self, Debug, Display};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -71,6 +71,10 @@ pub(super) trait Mapper: Debug + Send + Sync {
     fn devices(&self, _group: &str) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
+    /// The group's pools that are active here.
+    fn pools(&self, _group: &Group) -> Result<Vec<PoolUse>> {
+        Ok(Vec::new())
+    }
 }
 
 /// The kernel's device mapper.
@@ -97,6 +101,10 @@ impl Mapper for DeviceMapper {
 
     fn close(&self, group: &Group, volume: &str) -> Result<()> {
         group.device(volume, false)
+    }
+
+    fn pools(&self, group: &Group) -> Result<Vec<PoolUse>> {
+        thin::pools(group)
     }
 
     /// The kernel knows them by `LVM-<group><volume>`, also those whose names are others' by now.

@@ -11,6 +11,7 @@ mod meta;
 mod sudoers_tests;
 #[cfg(test)]
 pub(crate) mod tests;
+mod thin;
 mod verbs;
 mod view;
 
@@ -18,7 +19,7 @@ pub use map::{Alone, Host, Peers};
 
 use super::{
     Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Identity, Kind, Name,
-    Object, Place, Record, Result, Spec, Usage,
+    Object, Place, PoolUse, Record, Result, Spec, Usage,
 };
 use crate::lock::{self, DomainLock, LockBackend, LockError};
 use crate::sys::{Cancel, Tools};

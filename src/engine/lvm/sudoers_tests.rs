@@ -60,6 +60,8 @@ fn the_sudoers_file_allows_the_commands_we_give_and_no_others() {
         let tools = Tools::new(BTreeMap::new()).unwrap();
         Group::new(name, devices, tools, Duration::ZERO, Cancel::default(), &[]).unwrap()
     };
+    assert!(may(Tool::DmSetup, &thin::STATUS));
+    assert!(!may(Tool::DmSetup, &["remove", "x"]) && !may(Tool::DmSetup, &["status"]));
     for devices in [&device[..], &[]] {
         let (ours, other) = (group("vg-one-100", devices), group("vg-root", devices));
         for change in changes() {

@@ -2,7 +2,8 @@
 
 use super::{
     Access, Attachment, Bytes, Capabilities, Change, Engine, EngineError, FIRST, Finished, Grave, How,
-    Identity, LvmEngine, META, Name, Object, Place, Record, Result, Spec, Usage, Volume, map, meta, view,
+    Identity, LvmEngine, META, Name, Object, Place, PoolUse, Record, Result, Spec, Usage, Volume, map, meta,
+    view,
 };
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
 use crate::sys::fs;
@@ -28,6 +29,10 @@ impl Engine for LvmEngine {
     fn usage(&self) -> Result<Usage> {
         let v = self.group.view()?;
         Ok(Usage { total: v.size, free: v.free, used: Bytes(v.size.0.saturating_sub(v.free.0)) })
+    }
+
+    fn pools(&self) -> Result<Vec<PoolUse>> {
+        self.mapper.pools(&self.group)
     }
 
     fn reads_zero(&self) -> bool {

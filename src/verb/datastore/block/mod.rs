@@ -12,9 +12,12 @@ pub(super) use snap::{delete as snap_delete, flatten as snap_flatten, revert as 
 use super::export::answer;
 use super::{Ctx, monitor as plain};
 use crate::data;
+use crate::engine::Usage;
 use crate::image::Format;
 use crate::lock::{Mode, SlabLease};
 use crate::one::{DsRequest, Volume};
+use crate::sdm::event::What;
+use crate::sdm::trend::{SOON, Trend};
 use crate::sdm::{Job, Work, remove, settle};
 use crate::sys::{Bytes, Class};
 use crate::verb::blank::Blank;
@@ -150,7 +153,26 @@ pub fn rm(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
 pub fn monitor(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
     let b = Block::open(ctx, req, job)?;
     job.object(&req.datastore.id.to_string());
-    Ok(plain::answer(b.g.domain.engine.usage()?))
+    let usage = b.g.domain.engine.usage()?;
+    filling(ctx, job, &b.g.domain.place, &usage);
+    Ok(plain::answer(usage))
+}
+
+/// Remembers how full the group is, and says so when it will not last. None of it is worth a failure.
+fn filling(ctx: &Ctx<'_>, job: &Job, place: &str, u: &Usage) {
+    let (state, now) = (&ctx.settings.paths.state, jiff::Timestamp::now().as_second());
+    let mut trend = Trend::load(state);
+    if !trend.note(place, u.used, u.total, now) || trend.save(state).is_err() {
+        return;
+    }
+    if let Some(left) = trend.full_in(place, u.used, u.total, now).filter(|left| *left < SOON) {
+        let hours = left.as_secs() / 3600;
+        let text = format!(
+            "{place} has {} free, and is full in {hours} hours if it goes on as in the last day",
+            u.free
+        );
+        job.tell(What::Warning { text });
+    }
 }
 
 pub fn export(ctx: &Ctx<'_>, req: &DsRequest, job: &Job) -> Result<String> {
