@@ -3,6 +3,7 @@
 
 use super::job::{Topic, Waits};
 use super::record::{self, Commit, Step};
+use super::turn::Copies;
 use super::work::Slab;
 use super::{Domain, Job, Jobs, Result, SdmError, Work, gc, remove, settle};
 use crate::engine::faulty::Faulty;
@@ -40,7 +41,14 @@ impl Bed {
         let log = |n: &str| Log { path: self.dir.path().join(n), max_size: 1 << 20, keep: 1 };
         let waits = Waits { lock: Duration::from_millis(200), grace: Duration::from_millis(50) };
         let run = std::path::PathBuf::from("/proc/nowhere");
-        Jobs { run, events: log("events"), history: log("history"), cancel: Cancel::default(), waits }
+        Jobs {
+            run,
+            events: log("events"),
+            history: log("history"),
+            cancel: Cancel::default(),
+            waits,
+            copies: Copies::default(),
+        }
     }
 
     fn job(&self) -> Job {
@@ -99,7 +107,7 @@ fn commit(work: Work<'_>, steps: Vec<Step>) -> Result<()> {
     work.commit("request", "answer", steps)
 }
 
-fn is_fenced<T>(r: Result<T>) -> bool {
+fn is_fenced<T>(r: &Result<T>) -> bool {
     matches!(r, Err(SdmError::Fenced(_)))
 }
 
@@ -138,23 +146,24 @@ fn an_earlier_life_of_a_job_is_ended_before_it_begins_again() {
     assert!(matches!(Work::begin(&bed.other, &again, &[name("x")]), Err(SdmError::Running(_))));
 }
 
+fn resumed<'a>(bed: &'a Bed, job: &'a Job, target: &str, source: &str) -> (Work<'a>, usize) {
+    let (work, had) = Work::resume(&bed.domain, job, &[name(target)], source).unwrap();
+    (work, had.len())
+}
+
 #[test]
 fn what_a_dead_job_had_is_taken_over_once_by_who_makes_the_same_of_the_same() {
     let bed = Bed::new();
-    fn staged<'a>(bed: &'a Bed, job: &'a Job, target: &str, source: &str) -> (Work<'a>, usize) {
-        let (work, had) = Work::resume(&bed.domain, job, &[name(target)], source).unwrap();
-        (work, had.len())
-    }
     let first = bed.job();
-    let (mut work, _) = staged(&bed, &first, "x", "s");
+    let (mut work, _) = resumed(&bed, &first, "x", "s");
     work.file(Bytes(4096)).unwrap();
     work.leave();
     for (target, source) in [("y", "s"), ("x", "t")] {
         let job = bed.job();
-        assert_eq!(staged(&bed, &job, target, source).1, 0, "{target} of {source} is something else");
+        assert_eq!(resumed(&bed, &job, target, source).1, 0, "{target} of {source} is something else");
     }
     let job = bed.job();
-    let (work, had) = staged(&bed, &job, "x", "s");
+    let (work, had) = resumed(&bed, &job, "x", "s");
     assert_eq!((had, bed.other.engine.jobs().unwrap()), (1, vec![job.id]), "nothing is left of the first");
     work.leave();
     // What has decided is no part of anything.
@@ -168,11 +177,11 @@ fn a_job_whose_work_was_taken_away_says_so_wherever_it_is() {
     let job = bed.job();
     let (mut work, slab) = begun(&bed.domain, &job, "x");
     assert!(!remove::outrank(&bed.other, &bed.job(), &[name("x")]).unwrap(), "it does not end by itself");
-    assert!(is_fenced(work.reopen(&staged(&slab, &job))), "what it staged is gone");
+    assert!(is_fenced(&work.reopen(&staged(&slab, &job))), "what it staged is gone");
     // What it makes now is not taken away, but comes to nothing.
     let late = work.file(Bytes(4096)).unwrap();
     let step = work.step_to(&late, &name("x")).unwrap();
-    assert!(is_fenced(commit(work, vec![step])));
+    assert!(is_fenced(&commit(work, vec![step])));
     assert!(bed.id("x").is_none() && bed.other.engine.jobs().unwrap().is_empty());
 }
 
@@ -203,7 +212,7 @@ fn a_commit_asks_whether_it_is_still_wanted_and_still_its_own() {
         let lock = settle::lock_domain(&bed.other, &bed.job(), Duration::ZERO).unwrap();
         bed.other.engine.fence(&lock, job.id).unwrap();
     });
-    assert!(is_fenced(fenced));
+    assert!(is_fenced(&fenced));
     would(&bed, |_| {}).unwrap();
 }
 

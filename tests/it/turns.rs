@@ -60,7 +60,9 @@ fn watched(runs: &[&Path], mut calls: Vec<Running>) -> (usize, usize) {
         waited = waited.max(all.iter().filter(|p| *p == WAITS).count());
         std::thread::sleep(Duration::from_millis(3));
     }
-    calls.into_iter().for_each(|c| drop(c.wait().ok()));
+    for c in calls {
+        c.wait().ok();
+    }
     (moved, waited)
 }
 

@@ -159,6 +159,5 @@ fn hosts_in_memory_are_answered_in_an_order() {
         }
         check(&events).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
     }
-    println!("in memory: {answered} answers, {lost} died or lost their leases");
     assert!(answered > lost && lost > 100, "{answered} answers, {lost} died or lost their leases");
 }
