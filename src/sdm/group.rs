@@ -5,7 +5,7 @@ use super::{Domain, Result, SdmError};
 use crate::config::Settings;
 use crate::engine::lvm::{Alone, Host, LEASES, LvmEngine, Options, Peers};
 use crate::engine::{self, Access, Engine as _, EngineError};
-use crate::lock::{LockBackend, OfdLocks, SanlockLocks, sanlock};
+use crate::lock::{DomainLock, LockBackend, OfdLocks, SanlockLocks, sanlock};
 use crate::sys::fs::Dir;
 use crate::sys::{Cancel, Tools, user};
 use std::fs::{DirBuilder, File};
@@ -74,6 +74,9 @@ impl Groups {
     /// Makes a group a domain with locks of this kind. Nobody else may be at it: there are no locks yet.
     pub fn init(&self, group: &str, lock: &str) -> Result<Domain> {
         let (engine, _) = self.alone(group)?;
+        if engine.retiring()?.is_some() {
+            return Err(SdmError::Retiring(place(group)));
+        }
         let header = Domain::prepare_group(&engine, lock)?;
         if header.lock != lock {
             let (has, wanted) = (header.lock, lock.to_owned());
@@ -90,6 +93,31 @@ impl Groups {
             engine.make_leases(&|at| SanlockLocks::on_device(at.to_owned(), header.id).format_device())?;
         }
         self.open(group)
+    }
+
+    /// Makes a group a domain no more, by one commit under its lock. `clear` has to follow.
+    pub fn retire(&self, group: &str, lock: &DomainLock) -> Result<()> {
+        Ok(self.alone(group)?.0.retire(lock)?)
+    }
+
+    /// Whether that was decided and not yet finished; with the leases of the domain that it was, if they are still there.
+    pub fn retiring(&self, group: &str) -> Result<Option<Option<SanlockLocks>>> {
+        let (engine, _) = self.alone(group)?;
+        let Some(id) = engine.retiring()? else { return Ok(None) };
+        Ok(Some(match engine.leases() {
+            Err(EngineError::Absent(_)) => None,
+            device => Some(SanlockLocks::on_device(device?, id)),
+        }))
+    }
+
+    /// Takes away what is left of the domain, its images not. Nobody else may be at it, as with `init`.
+    pub fn clear(&self, group: &str) -> Result<()> {
+        Ok(self.alone(group)?.0.clear()?)
+    }
+
+    /// Now that this host is a member no more: no device of the manager's own volumes stays, either.
+    pub fn forget(&self, group: &str) -> Result<()> {
+        Ok(self.alone(group)?.0.forget()?)
     }
 
     /// From how many percent on another program of this host makes the group's pools larger, past our locks.

@@ -76,6 +76,8 @@ pub enum SdmError {
     OnlyHost { place: String, host: String },
     #[error("record {what} is damaged: {why}")]
     BadRecord { what: String, why: String },
+    #[error("{0} was being given back; finish that with `onesdm domain remove {0}` first")]
+    Retiring(String),
     #[error("job {0} is running already")]
     Running(JobId),
     #[error("job {0} was cancelled: its object was removed while it was being made")]
@@ -97,7 +99,8 @@ impl SdmError {
             | SdmError::Copied { .. }
             | SdmError::OtherHost { .. }
             | SdmError::OnlyHost { .. }
-            | SdmError::OtherLock { .. } => Class::Refused,
+            | SdmError::OtherLock { .. }
+            | SdmError::Retiring(_) => Class::Refused,
             SdmError::TooNew { .. } | SdmError::Features { .. } => Class::Unsupported,
             SdmError::BadRecord { .. } => Class::Integrity,
             SdmError::Fenced(_) => Class::Cancelled,

@@ -241,6 +241,55 @@ fn datastore_inside() {
         assert!(status == 0 && text.contains(want), "{words:?}: {text}");
     }
     root(&["vgck", GROUP]);
+    given_back(&h, &place, &one);
+}
+
+/// The group as the stock driver wants it: its image, and nothing of ours. Killed in the middle it goes on.
+fn given_back(h: &Host, place: &str, one: &[u8]) {
+    h.ok("cp", "<ID>5</ID><SIZE>6</SIZE><PATH>DIR/one.raw</PATH><PERSISTENT>1</PERSISTENT>");
+    let (status, text) =
+        h.own(&["install", "--uninstall", "--remotes", h.at("var/remotes").to_str().unwrap()]);
+    assert!(status == 10 && text.contains("onesdm domain remove /dev/vg-one-100"), "{status} {text}");
+    // Killed a step later each time, until this is there.
+    let killed = |begun: &str, start: &dyn Fn(&str) -> Child| {
+        let found = (4..60).any(|n| {
+            let done = start(&format!("{n}:after")).wait().unwrap();
+            assert!(!done.success(), "it was through before {begun} was there");
+            volumes().iter().any(|v| v.starts_with(begun))
+        });
+        assert!(found, "no {begun}");
+    };
+    let message = h.message("<ID>6</ID><SIZE>4</SIZE>");
+    killed("sdm-new-", &|n| h.start("mkfs", &message, &[("ONESDM_TEST_KILL", n)]));
+    let (status, text) = h.own(&["domain", "remove", place]);
+    assert!(status == 10 && text.contains("onesdm gc"), "{status} {text}");
+    assert_eq!(h.own(&["gc", place]).0, 0);
+    killed("sdm-del-", &|n| {
+        let mut program = h.command(&bed::program());
+        program.args(["domain", "remove", place]).env("ONESDM_TEST_KILL", n).spawn().unwrap()
+    });
+    let (status, text) = h.own(&["domain", "init", "--lock", "ofd", place]);
+    assert!(status == 10 && text.contains("was being given back"), "{status} {text}");
+    let (status, text) = h.own(&["domain", "remove", place]);
+    assert!(status == 0 && text.contains("no domain any more"), "{status} {text}");
+    let left = root(&[
+        "lvs",
+        "--noheadings",
+        "--separator",
+        ";",
+        "-o",
+        "lv_name,lv_tags,lv_active,lv_skip_activation",
+        GROUP,
+    ]);
+    let left: Vec<&str> = left.lines().map(str::trim).collect();
+    assert_eq!(left, ["img-one-5;;;skip activation", "img-one-5-pool;;;skip activation"]);
+    assert_eq!(content("img-one-5", one.len()), (digest(one), true));
+    let (status, text) = h.call("mkfs", "<ID>6</ID><SIZE>4</SIZE>");
+    assert!(status == 3 && text.contains("onesdm domain init"), "{status} {text}");
+    // And it may be a domain again, with what is there.
+    assert_eq!(h.own(&["domain", "init", "--lock", "ofd", place]).0, 0);
+    h.ok("rm", "<SOURCE>vg-one-100/img-one-5</SOURCE>");
+    assert_eq!(volumes(), ["sdm-meta"]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::garbage::all_known;
 use crate::cli::render;
 use crate::cli::table::VERBS;
 use crate::engine::Capabilities;
-use crate::lock::{JobId, LeaseId, sanlock};
+use crate::lock::{DomainLock, JobId, LeaseId, SanlockLocks, sanlock};
 use crate::sdm::record::Intent;
 use crate::sdm::{Domain, group, known, settle, work};
 use crate::sys::{Class, fs::Dir, user};
@@ -227,53 +227,72 @@ fn show(w: &World, path: &Path, as_json: bool) -> Result<u8> {
 
 /// Takes the area away when it holds nothing that anybody needs.
 fn remove(w: &World, path: &Path, as_json: bool) -> Result<u8> {
-    if let Some(group) = group::group_of(path) {
-        let text = format!(
-            "{group}: a volume group is given back by hand, when no job and no tombstone is left: `lvremove` of its sdm-meta and sdm-leases, and `vgchange --deltag` of its sdm.domain tag"
-        );
-        return Err(refuse(Class::Unsupported, text));
-    }
-    let d = Domain::open_dir(path)?;
-    let busy = d.engine.jobs()?.len();
-    let dead = d.engine.dead()?.len();
-    if busy + dead > 0 {
-        let text = format!(
-            "{}: {busy} jobs and {dead} tombstones are left; run `onesdm gc --short {}` first",
-            d.place, d.place
-        );
-        return Err(refuse(Class::Refused, text));
-    }
-    let mut lock = Some(crate::lock::domain_lock(&*d.locks, w.jobs.waits.lock, &w.jobs.cancel)?);
-    if let Some(locks) = d.sanlock()? {
-        let us = locks.membership()?;
-        let others = locks.members()?.into_iter().filter(|m| Some(m.host_id) != us && m.state != "left");
-        if let Some(m) = others.into_iter().next() {
-            let text = format!(
-                "{}: host {} ({}) is a member; `onesdm domain leave` there first",
-                d.place, m.host_id, m.host
-            );
-            return Err(refuse(Class::Refused, text));
-        }
+    let group = group::group_of(path);
+    // What was cut off when it was decided goes on.
+    let begun = group.map(|g| w.groups().retiring(g)).transpose()?.flatten();
+    let (locks, mut lock) = match begun {
+        Some(locks) => (locks, None),
+        None => retire(w, path).map(|(locks, lock)| (locks, Some(lock)))?,
+    };
+    if let Some(locks) = locks {
+        no_other_member(&path.display().to_string(), &locks)?;
         // A lease cannot be given back in a file that is gone.
         drop(lock.take());
         locks.leave()?;
     }
-    let root = Dir::open(path).context("opening the directory")?;
-    root.remove_tree(OsStr::new(crate::engine::file::AREA)).context("removing the area")?;
-    root.sync().context("flushing the directory")?;
+    if let Some(group) = group {
+        drop(lock.take());
+        w.groups().clear(group).context("removing what is left of the domain")?;
+    } else {
+        let root = Dir::open(path).context("opening the directory")?;
+        root.remove_tree(OsStr::new(crate::engine::file::AREA)).context("removing the area")?;
+        root.sync().context("flushing the directory")?;
+    }
     drop(lock);
     for (id, k) in all_known(w) {
         if k.path == path {
             known::forget(&w.paths.state, &id).context("forgetting the datastore")?;
         }
     }
-    let place = &d.place;
+    let place = path.display();
     if as_json {
-        render::json(&json!({ "removed": place }))?;
+        render::json(&json!({ "removed": path }))?;
     } else {
         render::print(&format!("{place} is no domain any more"))?;
     }
     Ok(0)
+}
+
+/// Sees that nobody needs the domain. Of a group that is when it ends, since what is left goes without the lock.
+fn retire(w: &World, path: &Path) -> Result<(Option<SanlockLocks>, DomainLock)> {
+    let d = w.open(path).with_context(|| format!("opening {}", path.display()))?;
+    let lock = crate::lock::domain_lock(&*d.locks, w.jobs.waits.lock, &w.jobs.cancel)?;
+    let (busy, dead) = (d.engine.jobs()?.len(), d.engine.dead()?.len());
+    let refused = |why: String| Err(refuse(Class::Refused, format!("{}: {why}", d.place)));
+    if busy + dead > 0 {
+        let what = format!("{busy} jobs and {dead} tombstones are left");
+        return refused(format!("{what}; run `onesdm gc --short {}` first", d.place));
+    }
+    let locks = d.sanlock()?;
+    if let Some(locks) = &locks {
+        no_other_member(&d.place, locks)?;
+    }
+    if let Some(group) = group::group_of(path) {
+        if let Some(stray) = d.engine.strays()?.first() {
+            return refused(format!("{stray}; remove or rename it first"));
+        }
+        w.groups().retire(group, &lock)?;
+    }
+    Ok((locks, lock))
+}
+
+fn no_other_member(place: &str, locks: &SanlockLocks) -> Result<()> {
+    let us = locks.membership()?;
+    let mut others = locks.members()?.into_iter().filter(|m| Some(m.host_id) != us && m.state != "left");
+    let Some(m) = others.next() else { return Ok(()) };
+    let (id, host) = (m.host_id, m.host);
+    let text = format!("{place}: host {id} ({host}) is a member; `onesdm domain leave` there first");
+    Err(refuse(Class::Refused, text))
 }
 
 fn who(i: &Intent) -> String {

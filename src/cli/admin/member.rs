@@ -90,6 +90,16 @@ pub fn watched(w: &World, place: &str, dog: Result<Watchdog, LockError>) -> Resu
     Ok(())
 }
 
+/// Of groups that this host left. What stays would be of volumes that others may remove.
+fn no_devices<'a>(w: &World, places: impl Iterator<Item = &'a str>) {
+    for group in places.filter_map(|p| group::group_of(Path::new(p))) {
+        if let Err(e) = w.groups().forget(group) {
+            let text = format!("{group}: devices of the manager's own volumes stay on this host: {e}");
+            render::log("WARN", "domain", &text);
+        }
+    }
+}
+
 pub fn run(w: &World, m: &ArgMatches, joins: bool, as_json: bool) -> Result<u8> {
     let given = if joins { m.get_one::<u32>("host-id") } else { None };
     let id = given.copied().unwrap_or(w.config.settings.sanlock.host_id);
@@ -121,6 +131,11 @@ pub fn run(w: &World, m: &ArgMatches, joins: bool, as_json: bool) -> Result<u8> 
         let panicked = |_| Err(refuse(Class::Internal, "the thread that did it died"));
         works.into_iter().map(|(place, t)| (place, t.join().unwrap_or_else(panicked))).collect()
     });
+    let several = domains.len() > 1;
+    drop(domains);
+    if !joins {
+        no_devices(w, results.iter().filter(|(_, r)| r.is_ok()).map(|(place, _)| place.as_str()));
+    }
     for (place, result) in results {
         match result {
             Ok(text) => {
@@ -128,7 +143,7 @@ pub fn run(w: &World, m: &ArgMatches, joins: bool, as_json: bool) -> Result<u8> 
                 docs.push(json!({ "domain": place, "result": text }));
             }
             Err(e) => {
-                if failed.is_some() || domains.len() > 1 {
+                if failed.is_some() || several {
                     render::log("ERROR", "domain", &one_line(&e));
                 }
                 failed = failed.or(Some(e));

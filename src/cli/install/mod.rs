@@ -16,6 +16,7 @@ use super::admin::all_known;
 use super::render;
 use super::table::{Role, VERBS, Verb};
 use super::world::World;
+use crate::sdm::group;
 use crate::sys::{Bytes, Class, path, shim, user};
 use crate::verb::{one_line, refuse};
 use anyhow::{Context as _, Result};
@@ -297,6 +298,11 @@ fn unfinished(w: &World) -> Vec<String> {
             Ok((d.engine.jobs()?.len(), d.engine.dead()?.len()))
         };
         match count() {
+            // Their writers would change a domain past its locks.
+            Ok(_) if group::group_of(&known.path).is_some() => {
+                let place = known.path.display();
+                out.push(format!("{place} is a domain; `onesdm domain remove {place}` gives it back"));
+            }
             Ok((0, 0)) => {}
             Ok((jobs, dead)) => {
                 out.push(format!("{}: {jobs} unfinished jobs, {dead} tombstones", known.path.display()));

@@ -29,7 +29,17 @@ pub(super) enum Change {
         add: Vec<String>,
         del: Vec<String>,
     },
-    TagGroup(String),
+    /// Makes the group a domain, or none. The host's own activation at boot is off meanwhile: a pool that two
+    /// hosts have active is destroyed.
+    Group {
+        tag: String,
+        domain: bool,
+    },
+    /// Leaves a volume as stock drivers make theirs: without our tags, and only ever active when somebody asks.
+    Release {
+        volume: String,
+        del: Vec<String>,
+    },
     Create {
         name: String,
         how: How,
@@ -244,9 +254,18 @@ impl Group {
                 say(&[&self.path(volume)]);
                 Tool::LvChange
             }
-            Change::TagGroup(tag) => {
-                say(&["--addtag", tag, group]);
+            Change::Group { tag, domain } => {
+                let (auto, change) = if *domain { ("n", "--addtag") } else { ("y", "--deltag") };
+                say(&["--setautoactivation", auto, change, tag, group]);
                 Tool::VgChange
+            }
+            Change::Release { volume, del } => {
+                say(&["--setactivationskip", "y"]);
+                for t in del {
+                    say(&["--deltag", t]);
+                }
+                say(&[&self.path(volume)]);
+                Tool::LvChange
             }
             Change::Create { name, how, tags, activate } => {
                 say(&["--yes", "--activate", if *activate { "y" } else { "n" }]);

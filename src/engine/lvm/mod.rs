@@ -7,6 +7,9 @@ mod group;
 mod hosts_tests;
 mod map;
 mod meta;
+mod retire;
+#[cfg(test)]
+mod retire_tests;
 #[cfg(test)]
 mod sudoers_tests;
 #[cfg(test)]
@@ -92,13 +95,13 @@ impl LvmEngine {
 
     /// Marks the group as this domain, for people and for other programs.
     pub fn mark(&self, domain: uuid::Uuid) -> Result<()> {
-        let tag = format!("sdm.domain.{domain}");
+        let tag = retire::domain_tag(domain);
         if self.group.view()?.tags.contains(&tag) {
             return Ok(());
         }
         let lock = self.lock()?;
         let view = self.settled(&lock)?;
-        self.commit(&lock, &view, &[Change::TagGroup(tag)]).map(drop)
+        self.commit(&lock, &view, &[Change::Group { tag, domain: true }]).map(drop)
     }
 
     /// The device of the volume for leases. All hosts have it, as they have the records'.
@@ -187,7 +190,7 @@ impl LvmEngine {
     }
 
     /// The group as it is when everything decided is done. Holding the lock allows to do it.
-    fn settled(&self, lock: &DomainLock) -> Result<View> {
+    fn tidied(&self, lock: &DomainLock) -> Result<View> {
         lock.still_held()?;
         let mut view = self.group.view()?;
         while let Some((new, name, grave)) = view.unfinished() {

@@ -43,7 +43,9 @@ fn the_sudoers_file_allows_the_commands_we_give_and_no_others() {
         [
             Change::Rename { from: volume.clone(), to: image.clone() },
             Change::Tag { volume: volume.clone(), add: vec![to.clone()], del: tags.clone() },
-            Change::TagGroup(format!("sdm.domain.{}", uuid::Uuid::now_v7())),
+            Change::Group { tag: retire::domain_tag(uuid::Uuid::now_v7()), domain: true },
+            Change::Group { tag: retire::domain_tag(uuid::Uuid::now_v7()), domain: false },
+            Change::Release { volume: image.clone(), del: tags.clone() },
             create(How::Linear(Bytes(4 << 20))),
             create(How::Pool(Bytes(4 << 20))),
             create(How::Thin { pool: "img-one-5-pool".to_owned(), size: Bytes(1 << 40) }),

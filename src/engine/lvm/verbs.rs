@@ -53,7 +53,7 @@ impl Engine for LvmEngine {
     /// The volume of the records appears empty, by one rename.
     fn prepare(&self) -> Result<u64> {
         let lock = self.lock()?;
-        let mut view = self.settled(&lock)?;
+        let mut view = self.tidied(&lock)?;
         if view.named(META).is_none() {
             if view.named(FIRST).is_none() {
                 let size = Self::whole(&view, Bytes(meta::SIZE));
