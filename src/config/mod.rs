@@ -17,5 +17,5 @@ pub use load::{Config, Inputs, Origin};
 pub use rc::{Assignments, parse_rc};
 pub use settings::{
     CancelSettings, DataSettings, FsSettings, HttpSettings, ImageSettings, JobSettings, LockSettings,
-    LogSettings, Paths, Settings,
+    LogSettings, Paths, Settings, Wipe, WipeSettings,
 };

@@ -4,6 +4,7 @@ use super::load::Values;
 use super::value::Words;
 use super::{ConfigError, Env};
 use crate::sys::Bytes;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,6 +16,7 @@ pub struct Settings {
     pub sanlock: SanlockSettings,
     pub lvm: LvmSettings,
     pub trash_keep: Duration,
+    pub wipe: WipeSettings,
     pub job: JobSettings,
     pub log: LogSettings,
     pub image: ImageSettings,
@@ -101,6 +103,23 @@ pub struct ImageSettings {
     pub allow: Vec<String>,
 }
 
+/// What becomes of the content of a volume that goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wipe {
+    #[default]
+    No,
+    Discard,
+    Zero,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct WipeSettings {
+    pub how: Wipe,
+    /// Per second.
+    pub limit: Option<Bytes>,
+}
+
 #[derive(Clone, Debug)]
 pub struct HttpSettings {
     pub connect_timeout: Duration,
@@ -185,6 +204,7 @@ impl Settings {
                 devices: v.get::<Words>("lvm.devices")?.0.into_iter().map(PathBuf::from).collect(),
             },
             trash_keep: v.get("trash.keep")?,
+            wipe: WipeSettings { how: v.get("trash.wipe")?, limit: v.get("trash.wipe_limit")? },
             job: JobSettings { done_max: v.get("job.done_max")?, done_days: v.get("job.done_days")? },
             log: LogSettings { max_size: v.get("log.max_size")?, keep: v.get("log.keep")? },
             image: ImageSettings { max_size: v.get("image.max_size")?, allow: v.get("image.allow")? },

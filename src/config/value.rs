@@ -1,6 +1,7 @@
 //! Values as text, and what text means: durations, sizes, words. Every layer speaks text, so a value
 //! means the same wherever it is written.
 
+use super::settings::Wipe;
 use crate::sys::Bytes;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -126,6 +127,19 @@ impl Parse for Words {
         match value {
             Value::List(items) => Some(Words(items.clone())),
             Value::Text(text) => shell_words::split(text).ok().map(Words),
+        }
+    }
+}
+
+impl Parse for Wipe {
+    const WANT: &'static str = "no, discard or zero";
+    fn parse(value: &Value) -> Option<Self> {
+        match text(value)? {
+            // As TOML has it without quotes, too.
+            "no" | "false" => Some(Wipe::No),
+            "discard" => Some(Wipe::Discard),
+            "zero" => Some(Wipe::Zero),
+            _ => None,
         }
     }
 }

@@ -20,6 +20,7 @@ mod sparse;
 mod testserver;
 mod url;
 mod watch;
+mod wipe;
 
 pub use compress::Compression;
 pub use copy::{Copied, Method, copy, pour, punch};
@@ -32,3 +33,4 @@ pub use source::Source;
 pub use sparse::{Sparse, zero};
 pub use url::shown;
 pub use watch::{NoProgress, Progress, Watch};
+pub use wipe::{Wiping, wipe};

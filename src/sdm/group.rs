@@ -2,7 +2,7 @@
 //! this host are settings.
 
 use super::{Domain, Result, SdmError};
-use crate::config::Settings;
+use crate::config::{Settings, WipeSettings};
 use crate::engine::lvm::{Alone, Host, LEASES, LvmEngine, Options, Peers};
 use crate::engine::{self, Access, Engine as _, EngineError};
 use crate::lock::{DomainLock, LockBackend, OfdLocks, SanlockLocks, sanlock};
@@ -32,6 +32,7 @@ pub struct Groups {
     wait: Duration,
     deadline: Duration,
     cancel: Cancel,
+    wipe: WipeSettings,
 }
 
 impl Groups {
@@ -45,6 +46,7 @@ impl Groups {
             wait: s.lock.wait,
             deadline: s.tool_deadline,
             cancel: cancel.clone(),
+            wipe: s.wipe,
         }
     }
 
@@ -174,6 +176,7 @@ impl Groups {
             deadline: self.deadline,
             cancel: self.cancel.clone(),
         })?;
+        let engine = engine.wiping(self.wipe);
         Ok((engine, Box::new(locks)))
     }
 

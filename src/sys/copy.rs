@@ -1,6 +1,6 @@
 //! The system calls that move bytes between open files: share extents, copy in the kernel, find and
 //! make holes. Thin: what a failure means is decided by `data`.
-#![expect(unsafe_code, reason = "starting a write-back has no safe wrapper")]
+#![expect(unsafe_code, reason = "starting a write-back and discarding have no safe wrappers")]
 
 use std::fs::File;
 use std::io;
@@ -71,6 +71,17 @@ pub fn punch(file: &File, range: &Range<u64>) -> io::Result<()> {
 pub fn zero(file: &File, range: &Range<u64>) -> io::Result<()> {
     let mode = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
     rustix::fs::fallocate(file, mode, range.start, range.end - range.start).map_err(Into::into)
+}
+
+/// Tells a block device that nobody needs a range; what it reads as then is the device's to say (BLKDISCARD).
+pub fn discard(file: &File, range: &Range<u64>) -> io::Result<()> {
+    const BLKDISCARD: libc::Ioctl = 0x1277;
+    let range = [range.start, range.end - range.start];
+    // SAFETY: the call reads two numbers from an array that outlives it, on a descriptor that `file` keeps open.
+    match unsafe { libc::ioctl(file.as_raw_fd(), BLKDISCARD, range.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Reserves space for `0..len` and sets the size; `false` when the file system does not offer it.

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 /// An open directory and the path it was reached by (for messages and for tools that need a name).
@@ -426,6 +427,19 @@ pub fn sync_file(f: &File, path: &Path) -> io::Result<()> {
         return Ok(());
     }
     step(Effect::Sync, &[path], || f.sync_all())
+}
+
+/// The name by which the kernel's device mapper knows an open device, of whatever path.
+pub fn mapped_as(device: &File) -> io::Result<String> {
+    let rdev = fs::fstat(device)?.st_rdev;
+    let at = format!("/sys/dev/block/{}:{}/dm/uuid", fs::major(rdev), fs::minor(rdev));
+    Ok(std::fs::read_to_string(at)?.trim().to_owned())
+}
+
+/// Opens a block device that nothing else has claimed: no file system on it is mounted, no other device made of it.
+pub fn claim_device(path: &Path) -> io::Result<File> {
+    let flags = (OFlags::EXCL | OFlags::CLOEXEC).bits().cast_signed();
+    File::options().read(true).write(true).custom_flags(flags).open(path)
 }
 
 /// Sets a file's length; new bytes read zero.

@@ -2,6 +2,7 @@
 
 use super::tests::{Bed, engine, knowing, mem, name, public};
 use super::*;
+use crate::config::Wipe;
 use crate::lock::{Held, JobId, LeaseId, LockError, OwnerLease};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -324,4 +325,70 @@ fn a_reader_lets_go_of_what_it_read_and_not_of_what_a_machine_has() {
     assert_eq!(h2.used_elsewhere(&names).unwrap(), None, "it only reads");
     h1.detach(&a, Access::Read).unwrap();
     h2.attach(&a, Access::Write).unwrap();
+}
+
+/// What a device reads as, past what the kernel remembers of it.
+fn bytes(path: &Path) -> Vec<u8> {
+    let file = std::fs::File::open(path).unwrap();
+    crate::sys::copy::forget(&file);
+    let mut out = Vec::new();
+    std::io::Read::read_to_end(&mut &file, &mut out).unwrap();
+    out
+}
+
+/// What goes is wiped under its tombstone's name, also by a collector whose settings do not ask for it.
+#[test]
+fn a_volume_is_wiped_before_it_is_removed_and_who_was_stopped_leaves_the_tombstone() {
+    let (bed, locks) = (Bed::new(120 << 20), mem());
+    let asked = |how| WipeSettings { how, limit: None };
+    let plain = domain(&bed, &locks);
+    for (n, how) in [(0, Wipe::Zero), (1, Wipe::Discard), (2, Wipe::No)] {
+        let e = engine(&bed, 1, &locks).wiping(asked(how));
+        let job = Job::new(&e, &locks);
+        let id = job.publish(n, "a");
+        let path = e.attach(&public("a"), Access::Write).unwrap().path;
+        let mut device = std::fs::File::options().write(true).open(&path).unwrap();
+        std::io::Write::write_all(&mut device, &vec![b'x'; 1 << 20]).unwrap();
+        device.sync_all().unwrap();
+        drop(device);
+        let grave = job.grave(n, false);
+        e.bury(&job.lock(), &public("a"), id, &grave).unwrap();
+        if how == Wipe::Zero {
+            // Stopped after a part of it.
+            let cancel = Cancel::default();
+            let limit = Some(Bytes(100 << 10));
+            let slow = engine(&bed, 1, &locks).wiping(WipeSettings { how, limit });
+            let slow = LvmEngine { cancel: cancel.clone(), ..slow };
+            let stop = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_secs(2));
+                cancel.request();
+            });
+            let stopped = slow.purge(&job.owner, &grave);
+            stop.join().unwrap();
+            assert!(stopped.is_err() && plain.look(&Place::Dead(grave)).unwrap().is_some(), "{stopped:?}");
+        }
+        plain.purge(&job.owner, &grave).unwrap();
+        assert!(plain.look(&Place::Dead(grave)).unwrap().is_none());
+        assert_eq!(bytes(&path).iter().all(|b| *b == 0), how != Wipe::No, "{how:?}");
+        // Where it was never asked for, who removes it may ask.
+        e.end(&job.owner).unwrap();
+    }
+}
+
+/// What a job staged goes the same way.
+#[test]
+fn what_a_dead_job_staged_is_wiped_too_and_no_faster_than_allowed() {
+    let (bed, locks) = (Bed::new(120 << 20), mem());
+    let sound = domain(&bed, &locks);
+    let job = Job::new(&sound, &locks);
+    job.staged(0);
+    let path = sound.attach(&Place::Staged(job.owner.job(), 0), Access::Write).unwrap().path;
+    std::fs::write(&path, vec![b'x'; 1 << 20]).unwrap();
+    let limit = Some(Bytes(2 << 20));
+    let e = engine(&bed, 1, &locks).wiping(WipeSettings { how: Wipe::Zero, limit });
+    let begin = std::time::Instant::now();
+    e.end(&job.owner).unwrap();
+    assert!(begin.elapsed() > Duration::from_millis(400), "{:?} for half a second's worth", begin.elapsed());
+    assert!(bytes(&path).iter().all(|b| *b == 0));
+    assert!(sound.staged(job.owner.job()).unwrap().is_empty());
 }

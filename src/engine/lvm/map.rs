@@ -3,7 +3,9 @@
 use super::group::Group;
 use super::view::{View, Volume};
 use super::{Access, EngineError, PoolUse, Result, thin, view};
+use crate::sys::fs;
 use std::fmt::{self, Debug, Display};
+use std::fs::File;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -71,6 +73,8 @@ pub(super) trait Mapper: Debug + Send + Sync {
     fn devices(&self, _group: &str) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
+    /// Whether an open device is this volume of this group.
+    fn is(&self, group: &str, volume: &str, device: &File) -> bool;
     /// The group's pools that are active here.
     fn pools(&self, _group: &Group) -> Result<Vec<PoolUse>> {
         Ok(Vec::new())
@@ -101,6 +105,11 @@ impl Mapper for DeviceMapper {
 
     fn close(&self, group: &Group, volume: &str) -> Result<()> {
         group.device(volume, false)
+    }
+
+    fn is(&self, group: &str, volume: &str, device: &File) -> bool {
+        let uuid = fs::mapped_as(device).unwrap_or_default();
+        uuid == format!("LVM-{}{volume}", view::bare(group))
     }
 
     fn pools(&self, group: &Group) -> Result<Vec<PoolUse>> {

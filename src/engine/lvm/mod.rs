@@ -17,6 +17,7 @@ pub(crate) mod tests;
 mod thin;
 mod verbs;
 mod view;
+mod wipe;
 
 pub use map::{Alone, Host, Peers};
 
@@ -24,6 +25,7 @@ use super::{
     Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Identity, Kind, Name,
     Object, Place, PoolUse, Record, Result, Spec, Usage,
 };
+use crate::config::WipeSettings;
 use crate::lock::{self, DomainLock, LockBackend, LockError};
 use crate::sys::{Cancel, Tools};
 use group::{Change, Group, How};
@@ -68,6 +70,7 @@ pub struct LvmEngine {
     wait: Duration,
     cancel: Cancel,
     mapper: Box<dyn Mapper>,
+    wipe: WipeSettings,
     meta: Mutex<Option<Arc<Meta>>>,
 }
 
@@ -80,7 +83,14 @@ impl LvmEngine {
     fn with(o: Options, mapper: Box<dyn Mapper>) -> Result<LvmEngine> {
         let group = Group::new(&o.group, &o.devices, o.tools, o.deadline, o.cancel.clone(), mapper.flags())?;
         let (peers, locks, wait, cancel) = (o.peers, o.locks, o.wait, o.cancel);
-        Ok(LvmEngine { group, peers, locks, wait, cancel, mapper, meta: Mutex::default() })
+        let wipe = WipeSettings::default();
+        Ok(LvmEngine { group, peers, locks, wait, cancel, mapper, wipe, meta: Mutex::default() })
+    }
+
+    /// The same, with what becomes of the content of volumes that go.
+    #[must_use]
+    pub fn wiping(self, wipe: WipeSettings) -> LvmEngine {
+        LvmEngine { wipe, ..self }
     }
 
     /// The same group under other locks.
@@ -196,7 +206,7 @@ impl LvmEngine {
         while let Some((new, name, grave)) = view.unfinished() {
             let mut changes = Vec::new();
             if let Some(old) = view.named(name.as_str()) {
-                changes.extend(Self::burial(old, &grave)?);
+                changes.extend(self.burial(old, &grave)?);
             }
             changes.push(Change::Rename { from: new.name.clone(), to: name.as_str().to_owned() });
             view = self.commit(lock, &view, &changes)?;
@@ -226,12 +236,16 @@ impl LvmEngine {
     }
 
     /// Gives a volume the name of a tombstone. When it was buried counts only for kept ones.
-    fn burial(v: &Volume, grave: &Grave) -> Result<Vec<Change>> {
+    fn burial(&self, v: &Volume, grave: &Grave) -> Result<Vec<Change>> {
         let to = view::volume_name(&Place::Dead(*grave))?;
         let mut changes = Vec::new();
+        let mut add: Vec<String> = wipe::tag(self.wipe, &v.tags).into_iter().collect();
         if grave.keep {
-            let add = vec![view::buried_tag(jiff::Timestamp::now().as_second())];
-            changes.push(Change::Tag { volume: v.name.clone(), add, del: v.buried_tags() });
+            add.push(view::buried_tag(jiff::Timestamp::now().as_second()));
+        }
+        if !add.is_empty() {
+            let del = if grave.keep { v.buried_tags() } else { Vec::new() };
+            changes.push(Change::Tag { volume: v.name.clone(), add, del });
         }
         changes.push(Change::Rename { from: v.name.clone(), to });
         Ok(changes)
@@ -246,7 +260,7 @@ impl LvmEngine {
             return Err(EngineError::Exists(to.to_string()));
         }
         let changes = match to {
-            Place::Dead(grave) => Self::burial(v, grave)?,
+            Place::Dead(grave) => self.burial(v, grave)?,
             _ => vec![Change::Rename { from: v.name.clone(), to: target.clone() }],
         };
         let (after, done) = match self.commit(lock, &view, &changes) {

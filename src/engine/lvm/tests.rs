@@ -106,6 +106,10 @@ impl Mapper for Windows {
     fn close(&self, _group: &Group, _volume: &str) -> Result<()> {
         Ok(())
     }
+
+    fn is(&self, _group: &str, _volume: &str, _device: &std::fs::File) -> bool {
+        true
+    }
 }
 
 impl Drop for Windows {

@@ -3,7 +3,7 @@
 use super::{
     Access, Attachment, Bytes, Capabilities, Change, Engine, EngineError, FIRST, Finished, Grave, How,
     Identity, LvmEngine, META, Name, Object, Place, PoolUse, Record, Result, Spec, Usage, Volume, map, meta,
-    view,
+    view, wipe,
 };
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
 use crate::sys::fs;
@@ -220,7 +220,8 @@ impl Engine for LvmEngine {
         };
         Self::room(&view, needs, &at)?;
         let us = self.peers.us()?;
-        let tags = vec![map::host_tag(&us), map::active_tag(&us, Access::Write)];
+        let mut tags = vec![map::host_tag(&us), map::active_tag(&us, Access::Write)];
+        tags.extend(wipe::tag(self.wipe, &[]));
         let after = self.commit(&lock, &view, &[Change::Create { name, how, tags, activate }])?;
         after.at(&at).and_then(|v| after.object(v)).ok_or_else(|| EngineError::Absent(at.to_string()))
     }
@@ -259,11 +260,13 @@ impl Engine for LvmEngine {
 
     fn end(&self, owner: &OwnerLease) -> Result<()> {
         let lock = self.lock()?;
-        let mut view = self.settled(&lock)?;
+        let view = self.settled(&lock)?;
         let ours = |p: &Place| matches!(p, Place::Staged(j, _) if *j == owner.job());
         // The last made goes first: it may lie in a pool made before it.
-        for o in view.objects(ours).iter().rev() {
-            if let Some(v) = view.at(&o.place).cloned() {
+        let staged: Vec<Place> = view.objects(ours).into_iter().rev().map(|o| o.place).collect();
+        let (lock, mut view) = self.wiped(lock, view, &staged)?;
+        for at in &staged {
+            if let Some(v) = view.at(at).cloned() {
                 view = self.remove(&lock, &view, &v)?;
             }
         }
@@ -317,7 +320,7 @@ impl Engine for LvmEngine {
         let view = self.settled(lock)?;
         let staged = view.expect(&Place::Staged(job, n), id)?;
         // What it may be called after is decided by the tag alone.
-        let mut changes = Self::burial(view.expect(&at, old)?, grave)?;
+        let mut changes = self.burial(view.expect(&at, old)?, grave)?;
         let (volume, add, del) = (staged.name.clone(), vec![view::to_tag(to, grave)], Vec::new());
         changes.insert(0, Change::Tag { volume, add, del });
         changes.push(Change::Rename { from: staged.name.clone(), to: to.as_str().to_owned() });
@@ -352,9 +355,11 @@ impl Engine for LvmEngine {
     }
 
     fn purge(&self, _owner: &OwnerLease, grave: &Grave) -> Result<()> {
+        let at = Place::Dead(*grave);
         let lock = self.lock()?;
         let view = self.settled(&lock)?;
-        match view.at(&Place::Dead(*grave)) {
+        let (lock, view) = self.wiped(lock, view, std::slice::from_ref(&at))?;
+        match view.at(&at) {
             Some(v) => self.remove(&lock, &view, v).map(drop),
             None => Ok(()),
         }

@@ -4,7 +4,7 @@
 use super::live::note::tend;
 use super::op::{Op, Turn, TurnAsk, perform};
 use super::{pass, place};
-use crate::config::Settings;
+use crate::config::{Settings, WipeSettings};
 use crate::connection::{Connections, Share};
 use crate::host::{Handler, Hosts, Link, Progress};
 use crate::lock::JobId;
@@ -60,6 +60,7 @@ pub struct Sent {
     lock_wait: Duration,
     cancel_grace: Duration,
     trash_keep: Duration,
+    wipe: WipeSettings,
     done_max: u32,
     done_days: u32,
     tool_deadline: Duration,
@@ -81,6 +82,7 @@ impl Sent {
             lock_wait: s.lock.wait,
             cancel_grace: s.cancel.grace,
             trash_keep: s.trash_keep,
+            wipe: s.wipe,
             done_max: s.job.done_max,
             done_days: s.job.done_days,
             tool_deadline: s.tool_deadline,
@@ -103,7 +105,7 @@ impl Sent {
         }
         s.lock.wait = self.lock_wait;
         s.cancel.grace = self.cancel_grace;
-        s.trash_keep = self.trash_keep;
+        (s.trash_keep, s.wipe) = (self.trash_keep, self.wipe);
         (s.job.done_max, s.job.done_days) = (self.done_max, self.done_days);
         s.tool_deadline = self.tool_deadline;
         (s.image.max_size, s.image.allow) = (self.image_max_size, self.image_allow);
