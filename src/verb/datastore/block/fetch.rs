@@ -123,9 +123,6 @@ fn judged(ctx: &Ctx<'_>, file: &File, unpack: bool) -> Result<Probe> {
         ));
     }
     let found = probe(file)?;
-    if found.format == Format::Luks {
-        return Err(refuse(Class::Unsupported, "an encrypted image on a volume is not supported yet"));
-    }
     image::admit(&found, &fill::admit(ctx))?;
     image::whole(file, &found)?;
     Ok(found)

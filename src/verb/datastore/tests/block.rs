@@ -101,6 +101,27 @@ fn an_image_is_thin_when_it_is_persistent_and_removed_whatever_it_is_called_then
     assert!(b.tree().is_empty());
 }
 
+/// An encrypted image is its container, as on a file system: nobody here has its key.
+#[test]
+fn an_encrypted_image_becomes_a_volume_as_it_is_and_an_archive_does_not() {
+    let b = bed();
+    let mut luks = b"LUKS\xba\xbe\0\x02 header, key slots and what nobody can read".to_vec();
+    luks.resize(64 << 10, 0x5a);
+    std::fs::write(b.dir.path().join("luks"), &luks).unwrap();
+    for (id, thin) in [(0, ""), (1, THIN)] {
+        b.run(cp::run, &format!("<ID>{id}</ID><PATH>DIR/luks</PATH>{thin}")).unwrap();
+        let at = Place::Public(Name::parse(&format!("img-one-{id}")).unwrap());
+        let path = b.domain().engine.attach(&at, Access::Read).unwrap().path;
+        assert!(std::fs::read(path).unwrap().starts_with(&luks), "{id}");
+    }
+    b.run(clone::run, "<ID>5</ID><PATH>vg-one-1/img-one-1</PATH>").unwrap();
+    let mut tar = vec![0; 1024];
+    tar[257..263].copy_from_slice(b"ustar\0");
+    std::fs::write(b.dir.path().join("tar"), &tar).unwrap();
+    let e = b.run(cp::run, "<ID>7</ID><PATH>DIR/tar</PATH>").unwrap_err();
+    assert!(class_of(&e) == Class::Unsupported && format!("{e:#}").contains("archive"), "{e:#}");
+}
+
 /// The same on LVM's own metadata, without device mapper: thick images only.
 #[test]
 fn verbs_on_real_metadata_cut_off_at_any_change_leave_the_old_or_the_new() {
