@@ -13,7 +13,7 @@ pub const GROUP: &str = "vg-one-100";
 pub const MIB: usize = 1 << 20;
 
 /// Disks: a copy, a persistent one, a volatile one.
-const VM: &str = "<VM><ID>7</ID><STATE>8</STATE><LCM_STATE>0</LCM_STATE><TEMPLATE>\
+pub const VM: &str = "<VM><ID>7</ID><STATE>8</STATE><LCM_STATE>0</LCM_STATE><TEMPLATE>\
 <DISK><DISK_ID>0</DISK_ID><CLONE>YES</CLONE><TM_MAD>lvm</TM_MAD><DATASTORE_ID>100</DATASTORE_ID><SIZE>8</SIZE>\
 <ORIGINAL_SIZE>6</ORIGINAL_SIZE><FORMAT>raw</FORMAT><SOURCE>vg-one-100/img-one-1</SOURCE></DISK>\
 <DISK><DISK_ID>1</DISK_ID><CLONE>NO</CLONE><SAVE>YES</SAVE><PERSISTENT>YES</PERSISTENT><TM_MAD>lvm</TM_MAD>\

@@ -39,10 +39,11 @@ chmod 440 /etc/sudoers /etc/sudoers.d/*; chmod 4755 /usr/bin/sudo; chmod 1777 /t
 /// that account's, too.
 const SANLOCK: &str = "
 hostname | md5sum | cut -c1-32 >/etc/machine-id
-chown root:disk /dev/vd*; chmod 660 /dev/vd*
+chown root:disk /dev/[uv][bd]*; chmod 660 /dev/[uv][bd]*
 lib=/lib/x86_64-linux-gnu; ln -s $lib/libsanlock_client.so.1.* $lib/libsanlock_client.so.1
 LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1 FAKETIME='+0 x10' FAKETIME_DONT_RESET=1 \
     sanlock daemon -D -w 0 -l 0 -h 0 -U oneadmin -G oneadmin -e $(hostname) >/tmp/sanlock.log 2>&1 &
+n=0; until [ -S /run/sanlock/sanlock.sock ]; do n=$((n + 1)); [ $n -lt 200 ] || cat /tmp/sanlock.log; usleep 50000; done
 ";
 
 /// The same on one of several machines, a member of sanlock's.
@@ -50,13 +51,26 @@ pub fn host(name: &str, machine: &str, disks: &[&Path], programs: &[PathBuf]) ->
     let own = ["/usr/sbin/sanlock", "/lib/x86_64-linux-gnu/libsanlock_client.so.1"];
     let clock = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
     let own = own.into_iter().chain([clock]).map(PathBuf::from);
-    command(name, machine, SANLOCK, disks, &own.chain(programs.iter().cloned()).collect::<Vec<_>>())
+    let programs: Vec<PathBuf> = own.chain(programs.iter().cloned()).collect();
+    command_of(("oneadmin", &["-u"]), name, machine, SANLOCK, disks, &programs)
 }
 
 fn command(name: &str, machine: &str, before: &str, disks: &[&Path], programs: &[PathBuf]) -> Command {
+    command_of(("oneadmin", &[]), name, machine, before, disks, programs)
+}
+
+/// Whose test it is, and more options of the machine.
+fn command_of(
+    (who, more): (&str, &[&str]),
+    name: &str,
+    machine: &str,
+    before: &str,
+    disks: &[&Path],
+    programs: &[PathBuf],
+) -> Command {
     let program = std::env::current_exe().unwrap();
     let mut command = Command::new(script());
-    command.args(["run", "-t", "7200", "-m", "1024", "-n", machine, "-f"]).arg(&program);
+    command.args(["run", "-t", "7200", "-m", "1024", "-n", machine]).args(more).arg("-f").arg(&program);
     for f in SUDO.iter().map(Path::new).chain(programs.iter().map(PathBuf::as_path)) {
         command.arg("-f").arg(f);
     }
@@ -68,9 +82,12 @@ fn command(name: &str, machine: &str, before: &str, disks: &[&Path], programs: &
     let own = "oneadmin ALL=(root) NOPASSWD: /usr/sbin/vgcreate, /usr/sbin/vgremove, /usr/sbin/vgck, \
                /usr/sbin/lvs --noheadings *, /usr/sbin/lvchange -K *, /usr/sbin/lvchange -an *, \
                /usr/sbin/lvcreate -q -kn *";
-    let full = std::env::var("ONESDM_FULL").unwrap_or_default();
+    // What the test there is told: how much, and which random choices.
+    let told = ["ONESDM_FULL", "ONESDM_TEST_SEED", "ONESDM_TEST_SCENE", "ONESDM_TEST_PART"]
+        .map(|name| std::env::var(name).map_or(String::new(), |v| format!("{name}=\"{v}\"")))
+        .join(" ");
     let run = format!(
-        "{ACCOUNT}{before}exec su oneadmin -c 'ONESDM_FULL={full} {} --exact --ignored --nocapture {name}'",
+        "{ACCOUNT}{before}exec su {who} -c '{told} {} --exact --ignored --nocapture {name}'",
         program.display()
     );
     command.args(["--", "env", &format!("SUDOERS={sudoers}\n{own}\n"), "sh", "-c", &run]);
@@ -91,7 +108,18 @@ pub fn passes_with(name: &str, disks: &[&Path], programs: &[PathBuf]) {
 /// The same, after commands of root.
 #[track_caller]
 pub fn passes_after(before: &str, name: &str, disks: &[&Path], programs: &[PathBuf]) {
-    let out = command(name, "vm", before, disks, programs).output().unwrap();
+    passes_of(command(name, "vm", before, disks, programs), name);
+}
+
+/// The same as root itself on user-mode Linux, for what is long.
+#[track_caller]
+pub fn passes_as_root(before: &str, name: &str, disks: &[&Path], programs: &[PathBuf]) {
+    passes_of(command_of(("root", &["-u"]), name, "vm", before, disks, programs), name);
+}
+
+#[track_caller]
+fn passes_of(mut command: Command, name: &str) {
+    let out = command.output().unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success() && said.contains("1 passed"), "{name}: {said}");
     println!("{said}");
