@@ -1,152 +1,10 @@
-//! Two hosts on one volume group, each a micro-VM with a kernel, a sanlock daemon and an account of its own; they
-//! share a disk, and another one by which they wait for each other.
+//! Two hosts on one volume group: verbs from both at once, and one of them killed.
 
-use crate::lvmverbs::{GROUP, Host, MIB, content, digest, disk, read, root, volumes};
-use crate::{bed, history, vm};
-use onesdm::sys::direct::{BLOCK, Direct};
-use std::path::{Path, PathBuf};
+use crate::history;
+use crate::lvmmeet::{Blow, Here, PLACE, hosts, img, said, seed, seqno};
+use crate::lvmverbs::{GROUP, Host, MIB, content, digest, read, root, volumes};
+use std::process::Output;
 use std::time::{Duration, Instant};
-
-const PLACE: &str = "/dev/vg-one-100";
-/// With the daemons' clocks ten times as fast a host joins in two seconds and is dead after fourteen.
-const SETTINGS: &str = "[sanlock]\nio_timeout = \"10s\"\nwithout_watchdog = true\n[lock]\nwait = \"90s\"\n";
-
-/// Past all steps.
-const FAILED: u64 = u64::MAX;
-
-/// How far each of the two machines is.
-struct Meeting {
-    disk: Direct,
-    id: u64,
-}
-
-impl Meeting {
-    fn of(&self, id: u64) -> u64 {
-        let block = self.disk.read(id * BLOCK as u64, BLOCK).unwrap();
-        u64::from_le_bytes(block[..8].try_into().unwrap())
-    }
-
-    fn say(&self, step: u64) {
-        let mut block = step.to_le_bytes().to_vec();
-        block.resize(BLOCK, 0);
-        self.disk.write(self.id * BLOCK as u64, &block).unwrap();
-    }
-
-    fn wait(&self, step: u64) {
-        let began = Instant::now();
-        while self.of(3 - self.id) < step {
-            assert!(began.elapsed() < Duration::from_secs(600), "the other machine does not get to {step}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        assert!(self.of(3 - self.id) != FAILED, "the other machine failed");
-    }
-
-    fn at(&self, step: u64) {
-        self.say(step);
-        self.wait(step);
-        println!("-- {step} at {:?}", rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec);
-    }
-}
-
-impl Drop for Meeting {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.say(FAILED);
-        }
-    }
-}
-
-fn seqno() -> u64 {
-    root(&["lvs", "--noheadings", "-o", "vg_seqno", &format!("{GROUP}/sdm-meta")]).trim().parse().unwrap()
-}
-
-/// This machine of the two, a member of the domain on the group.
-struct Here {
-    h: Host,
-    meet: Meeting,
-    id: u64,
-}
-
-impl Here {
-    fn joined() -> Here {
-        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
-        let id: u64 = name.trim().strip_prefix('h').unwrap().parse().unwrap();
-        let meet = Meeting { disk: Direct::open_device(Path::new("/dev/vdb")).unwrap(), id };
-        let h = Host::new();
-        let toml = h.at("etc/onesdm.toml");
-        std::fs::write(&toml, std::fs::read_to_string(&toml).unwrap() + SETTINGS).unwrap();
-        let here = Here { h, meet, id };
-        here.join();
-        here
-    }
-
-    fn join(&self) {
-        let h = &self.h;
-        if self.id == 1 {
-            root(&["vgcreate", "-q", "-y", "-s", "1m", GROUP, "/dev/vda"]);
-            let init = ["domain", "init", "--lock", "sanlock", PLACE];
-            let dog = [&["--set", "sanlock.without_watchdog=false"][..], &init].concat();
-            let (status, text) = h.own(&dog);
-            assert!(status == 10 && text.contains("without a watchdog"), "{status} {text}");
-            for _ in 0..2 {
-                let (status, text) = h.own(&init);
-                assert!(status == 0 && text.contains("WARN: domain: "), "{status} {text}");
-            }
-            assert_eq!(volumes(), ["sdm-leases", "sdm-meta"]);
-        }
-        self.meet.at(1);
-        let (status, text) = h.call("mkfs", "<ID>1</ID><SIZE>4</SIZE>");
-        assert!(status == 10 && text.contains("onesdm domain join"), "{status} {text}");
-        let (status, text) = h.own(&["domain", "join", "--host-id", &self.id.to_string(), PLACE]);
-        assert_eq!(status, 0, "{text}");
-        let (status, text) = h.own(&["domain", "show", PLACE]);
-        assert!(status == 0 && text.contains(&format!("member    {} ", self.id)), "{text}");
-        // Its patience with storage is not made for emulated machines that share a processor.
-        let mut looks = (0..9).map(|_| h.own(&["doctor", PLACE]).1);
-        let text = looks.find(|text| !text.contains("no answer within")).unwrap();
-        assert!(text.contains("ok    membership") && text.contains("warn  watchdog"), "{text}");
-        self.meet.at(2);
-    }
-
-    /// A VM's document: a copy of one image, and another image itself.
-    fn vm(&self, copy: u64, own: u64) -> (u64, String) {
-        let disk = |id: u64, clone: &str, image: u64| {
-            format!(
-                "<DISK><DISK_ID>{id}</DISK_ID><CLONE>{clone}</CLONE><TM_MAD>lvm</TM_MAD><DATASTORE_ID>100</DATASTORE_ID>\
-                 <SIZE>8</SIZE><ORIGINAL_SIZE>6</ORIGINAL_SIZE><FORMAT>raw</FORMAT>\
-                 <SOURCE>vg-one-100/img-one-{image}</SOURCE></DISK>"
-            )
-        };
-        let disks = disk(0, "YES", copy) + &disk(1, "NO", own);
-        let vm = self.id;
-        (
-            vm,
-            format!(
-                "<VM><ID>{vm}</ID><STATE>8</STATE><LCM_STATE>0</LCM_STATE><TEMPLATE>{disks}</TEMPLATE></VM>"
-            ),
-        )
-    }
-
-    #[track_caller]
-    fn tm(&self, vm: &(u64, String), verb: &str, args: &[&str]) -> String {
-        let (status, text) = self.h.tm_of((vm.0, &vm.1), verb, args);
-        assert_eq!(status, 0, "{verb} {args:?}: {text}");
-        println!("{verb} {args:?} {text}");
-        text
-    }
-
-    fn source(&self, file: &str, bytes: &[u8]) {
-        std::fs::write(self.h.at("images").join(file), bytes).unwrap();
-    }
-}
-
-fn seed(image: u64) -> Vec<u8> {
-    disk(u8::try_from(image * 7 % 251).unwrap())
-}
-
-fn img(id: u64) -> String {
-    format!("<SOURCE>vg-one-100/img-one-{id}</SOURCE>")
-}
 
 #[test]
 #[ignore = "runs in the micro-VMs of the next test"]
@@ -157,7 +15,7 @@ fn verbs_inside() {
     let before = seqno();
     meet.at(3);
     let _ = std::fs::remove_file(h.at("history"));
-    let rounds = if std::env::var("ONESDM_FULL").is_ok_and(|v| v == "1") { 12 } else { 1 };
+    let rounds = if std::env::var("ONESDM_FULL").is_ok_and(|v| v == "1") { 8 } else { 1 };
     let (mut kept, mut step) = (Vec::new(), 3);
     let mut met = || {
         step += 1;
@@ -225,42 +83,8 @@ fn verbs_inside() {
     meet.say(1001);
 }
 
-/// Two machines at work on two new disks, the group's and the one by which they meet.
-fn two(test: &'static str, killed: Option<u64>) -> [std::process::Output; 2] {
-    let tmp = bed::scratch();
-    let lun = vm::disk(tmp.path(), "lun", 2 << 30);
-    let mail = vm::disk(tmp.path(), "mail", 64 << 10);
-    let programs: Vec<PathBuf> =
-        vec![bed::program(), "/usr/bin/qemu-img".into(), "/usr/sbin/mkfs.ext4".into()];
-    let pid = tmp.path().join("pid");
-    std::thread::scope(|scope| {
-        let hosts = ["h1", "h2"].map(|name| {
-            let mut c = vm::host(test, name, &[&lun, &mail], &programs);
-            if name == "h1" {
-                c.env("ONESDM_VM_PID", &pid);
-            }
-            scope.spawn(move || c.output().unwrap())
-        });
-        if let Some(step) = killed {
-            let at = || {
-                let bytes = std::fs::read(&mail).unwrap();
-                u64::from_le_bytes(bytes[BLOCK..BLOCK + 8].try_into().unwrap())
-            };
-            while at() < step && !hosts.iter().all(std::thread::ScopedJoinHandle::is_finished) {
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            if at() >= step {
-                let pid = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
-                let pid = rustix::process::Pid::from_raw(pid).unwrap();
-                rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-            }
-        }
-        hosts.map(|h| h.join().unwrap())
-    })
-}
-
-fn said(out: &std::process::Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+fn two(test: &'static str, blow: Option<Blow>) -> [Output; 2] {
+    hosts(test, ["h1", "h2"], blow)
 }
 
 #[test]
@@ -384,7 +208,8 @@ fn take_over_inside() {
 /// A power loss of one host, with its jobs in the middle and the lock of the domain in its hands.
 #[test]
 fn when_a_host_is_gone_the_other_one_ends_its_work() {
-    let [first, second] = two("lvmhosts::take_over_inside", Some(7)).map(|o| (o.status.code(), said(&o)));
+    let [first, second] =
+        two("lvmhosts::take_over_inside", Some(Blow::Kill(7))).map(|o| (o.status.code(), said(&o)));
     println!(
         "{}
 =======

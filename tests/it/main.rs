@@ -64,6 +64,8 @@ mod lvm;
 mod lvmbed;
 mod lvmhosts;
 mod lvmkill;
+mod lvmmeet;
+mod lvmpause;
 mod lvmverbs;
 mod many;
 mod media;
