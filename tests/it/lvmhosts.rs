@@ -83,7 +83,7 @@ fn verbs_inside() {
     meet.say(1001);
 }
 
-fn two(test: &'static str, blow: Option<Blow>) -> [Output; 2] {
+pub fn two(test: &'static str, blow: Option<Blow>) -> [Output; 2] {
     hosts(test, ["h1", "h2"], blow)
 }
 

@@ -62,6 +62,7 @@ mod live_move;
 mod local;
 mod lvm;
 mod lvmbed;
+mod lvmdeath;
 mod lvmhosts;
 mod lvmkill;
 mod lvmmeet;

@@ -1,0 +1,129 @@
+//! A host of two dies at any step of any verb on their volume group: the verb and the step are the seed's
+//! (`ONESDM_TEST_SEED`). The other one takes over, whatever it was. `ONESDM_FULL=1`: twenty deaths.
+
+use crate::lvmhosts::two;
+use crate::lvmmeet::{Blow, Here, PLACE, img, said, seed};
+use crate::lvmverbs::{GROUP, MIB, content, digest, root, volumes};
+use crate::power::Random;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+/// Datastore verbs about images 1 (thick), 2 (thin, with a snapshot) and 3, and what is VM 1's on the dying host.
+const IMAGES: [(&str, &str); 8] = [
+    ("cp", "<ID>3</ID><SIZE>6</SIZE><PATH>DIR/one.raw</PATH>"),
+    ("cp", "<ID>3</ID><SIZE>6</SIZE><PATH>DIR/one.raw</PATH><PERSISTENT>1</PERSISTENT>"),
+    ("mkfs", "<ID>3</ID><SIZE>4</SIZE><PERSISTENT>1</PERSISTENT>"),
+    ("clone", "<ID>3</ID><SIZE>6</SIZE><PATH>vg-one-100/img-one-1</PATH>"),
+    ("rm", "<SOURCE>vg-one-100/img-one-1</SOURCE>"),
+    ("rm", "<SOURCE>vg-one-100/img-one-2</SOURCE>"),
+    ("snap_revert", "<SOURCE>vg-one-100/img-one-2</SOURCE><TARGET_SNAPSHOT>0</TARGET_SNAPSHOT>"),
+    ("cp", "<ID>3</ID><SIZE>6</SIZE><PATH>DIR/one.raw</PATH>"),
+];
+const DISKS: [(&str, &[&str]); 5] = [
+    ("clone", &["fe:vg-one-100/img-one-1", "DIR/disk.3", "1", "100"]),
+    ("snap_create", &["DIR/disk.0", "0", "1", "100"]),
+    ("resize", &["DIR/disk.0", "12", "1", "100"]),
+    ("cpds", &["DIR/disk.0", "vg-one-100/img-one-3", "-1", "1", "100"]),
+    ("delete", &["DIR", "1", "101"]),
+];
+
+fn is_kept(volume: &str) -> bool {
+    Path::new(volume).extension().is_some_and(|e| e == "keep")
+}
+
+/// Works, and stands still in the middle of it until the machine ends.
+fn dying(here: &Here) {
+    let (h, mut random) = (&here.h, Random::seeded());
+    here.source("one.raw", &seed(1));
+    h.ok("cp", "<ID>1</ID><SIZE>6</SIZE><PATH>DIR/one.raw</PATH>");
+    h.ok("cp", "<ID>2</ID><SIZE>6</SIZE><PATH>DIR/one.raw</PATH><PERSISTENT>1</PERSISTENT>");
+    let vm = here.vm(1, 2);
+    here.tm(&vm, "clone", &["fe:vg-one-100/img-one-1", "DIR/disk.0", "1", "100"]);
+    here.tm(&vm, "ln", &["fe:vg-one-100/img-one-2", "DIR/disk.1", "1", "100"]);
+    here.tm(&vm, "snap_create", &["DIR/disk.1", "0", "1", "100"]);
+    here.tm(&vm, "mvds", &["DIR/disk.1", "vg-one-100/img-one-2", "1", "100"]);
+    let (n, step) = (random.below(IMAGES.len() + DISKS.len()), (1 + random.below(40)).to_string());
+    let stop = [("ONESDM_TEST_STOP", step.as_str())];
+    let mut child = if let Some((verb, image)) = IMAGES.get(n) {
+        println!("dies in {verb} {image} at step {step}");
+        h.start(verb, &h.message(image), &stop)
+    } else {
+        let (verb, args) = DISKS[n - IMAGES.len()];
+        println!("dies in {verb} {args:?} at step {step}");
+        let dir = format!("localhost:{}", h.at("var/datastores/101/1").display());
+        let mut c = h.command(&h.at("var/remotes/tm/lvm").join(verb));
+        c.args(args.iter().map(|a| a.replace("DIR", &dir))).envs(stop).env("ONESDM_VM_XML", &vm.1);
+        c.stdin(Stdio::null()).spawn().unwrap()
+    };
+    let began = Instant::now();
+    let stat = format!("/proc/{}/stat", child.id());
+    let stands = || std::fs::read_to_string(&stat).unwrap().rsplit_once(") ").unwrap().1.starts_with('T');
+    while !stands() && child.try_wait().unwrap().is_none() {
+        assert!(began.elapsed() < Duration::from_secs(300), "neither ends nor stops");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    println!("it stands: {}", child.try_wait().unwrap().is_none_or(|s| s.signal().is_some()));
+    here.meet.say(7);
+    std::thread::sleep(Duration::from_secs(600));
+}
+
+#[test]
+#[ignore = "runs in the micro-VMs of the next test"]
+fn death_inside() {
+    let here = Here::joined();
+    if here.id == 1 {
+        return dying(&here);
+    }
+    let h = &here.h;
+    here.meet.wait(7);
+    let killed = Instant::now();
+    h.ok("mkfs", "<ID>11</ID><SIZE>5</SIZE>");
+    println!("has the lock after {:?}", killed.elapsed());
+    // Its jobs are known to be over when it is, its devices with it.
+    let ours = |v: &String| v.starts_with("sdm-new-") || v.starts_with("sdm-del-") && !is_kept(v);
+    loop {
+        let (status, text) = h.own(&["gc", PLACE]);
+        assert_eq!(status, 0, "{text}");
+        let left: Vec<String> = volumes().into_iter().filter(ours).collect();
+        if left.is_empty() {
+            break;
+        }
+        assert!(killed.elapsed() < Duration::from_secs(400), "left by gc: {left:?}");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    println!("nothing of its jobs is left after {:?}", killed.elapsed());
+    let (status, text) = h.own(&["check", PLACE]);
+    assert!(status == 0 && text.contains("no broken rule"), "{text}");
+    let all = volumes();
+    println!("{all:?}");
+    for image in 1..=3 {
+        let name = format!("img-one-{image}");
+        if all.contains(&name) {
+            let (is, blank) = (content(&name, 4 * MIB).0, digest(&vec![0; 4 * MIB]));
+            assert!(is == digest(&seed(1)) || image == 3 && is == blank, "image {image}");
+        }
+    }
+    // Everything can be done with what is there, and nothing stays.
+    for image in [1, 2, 3, 11] {
+        h.ok("rm", &img(image));
+    }
+    let vm = (1, here.vm(1, 2).1.replace("<ID>2<", "<ID>1<"));
+    here.tm(&vm, "delete", &["DIR", "1", "101"]);
+    let (status, text) = h.own(&["gc", PLACE]);
+    assert_eq!(status, 0, "{text}");
+    let kept = volumes().into_iter().filter(|v| !is_kept(v));
+    assert_eq!(kept.collect::<Vec<_>>(), ["sdm-leases", "sdm-meta"]);
+    root(&["vgck", GROUP]);
+}
+
+#[test]
+fn a_host_that_dies_at_any_step_of_any_verb_is_taken_over() {
+    for _ in 0..if crate::kill::full() { 20 } else { 1 } {
+        let outs = two("lvmdeath::death_inside", Some(Blow::Kill(7)));
+        let [first, second] = outs.map(|o| (o.status.code(), said(&o)));
+        println!("{}\n=======\n{}", first.1, second.1);
+        assert!(first.0 == Some(125) && second.0 == Some(0) && second.1.contains("1 passed"), "see above");
+    }
+}
