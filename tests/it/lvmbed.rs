@@ -4,7 +4,7 @@
 use crate::bed;
 use crate::lvmverbs::{GROUP, Host, MIB, VM};
 use std::collections::BTreeMap;
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -71,6 +71,8 @@ pub fn root(words: &[&str]) -> String {
 pub enum Call {
     Ds(&'static str, &'static str),
     Tm(&'static str, &'static [&'static str]),
+    /// A guest writes to this disk of the VM's.
+    Write(u32),
 }
 
 /// What everybody sees: volumes and what they hold, and what leads to them.
@@ -162,7 +164,12 @@ impl Bed {
         }
     }
 
-    pub fn must(&self, call: Call) {
+    fn must(&self, call: Call) {
+        if let Call::Write(disk) = call {
+            let disk = self.stores().join(format!("101/7/disk.{disk}"));
+            let mut device = std::fs::File::options().write(true).open(disk).unwrap();
+            return device.write_all(&vec![7; MIB]).and_then(|()| device.sync_all()).unwrap();
+        }
         let begin = Instant::now();
         let ended = self.run(call, "", &[]);
         println!("{call:?} {:.1?} {} commands", begin.elapsed(), ended.commands.len());
@@ -182,24 +189,23 @@ impl Bed {
         )
         .unwrap();
         let role = self.h.at("var/remotes");
-        let mut c = match call {
-            Call::Ds(verb, _) => self.h.command(&role.join("datastore/lvm").join(verb)),
-            Call::Tm(verb, _) => self.h.command(&role.join("tm/lvm").join(verb)),
-        };
-        let message = match call {
-            Call::Ds(_, image) => {
+        let (mut c, message) = match call {
+            Call::Ds(verb, image) => {
+                let mut c = self.h.command(&role.join("datastore/lvm").join(verb));
                 c.arg("7");
-                self.h.message(image)
+                (c, self.h.message(image))
             }
-            Call::Tm(_, args) => {
+            Call::Tm(verb, args) => {
+                let mut c = self.h.command(&role.join("tm/lvm").join(verb));
                 let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
                 let at = |ds| self.stores().join(ds).join("7").display().to_string();
                 let there = format!("{}:{}", host.trim(), at("102"));
                 let dir = format!("localhost:{}", at("101"));
                 c.args(args.iter().map(|a| a.replace("THERE", &there).replace("DIR", &dir)));
                 c.env("ONESDM_VM_XML", VM.replace("<SIZE>8<", "<SIZE>3<"));
-                String::new()
+                (c, String::new())
             }
+            Call::Write(_) => panic!("a guest's, not a driver's"),
         };
         std::fs::write("/fault/message", message).unwrap();
         c.envs(env.iter().copied()).stdin(std::fs::File::open("/fault/message").unwrap());

@@ -51,7 +51,7 @@ const WATCHED: &str = "
 hostname | md5sum | cut -c1-32 >/etc/machine-id
 chown root:disk /dev/vd*; chmod 660 /dev/vd*
 lib=/lib/x86_64-linux-gnu; ln -s $lib/libsanlock_client.so.1.* $lib/libsanlock_client.so.1
-wdmd -D >/tmp/wdmd.log 2>&1 &
+wdmd -D -G oneadmin >/tmp/wdmd.log 2>&1 &
 usleep 2000000
 sanlock daemon -D -w 1 -l 0 -h 0 -U oneadmin -G oneadmin -e $(hostname) >/tmp/sanlock.log 2>&1 &
 n=0; until [ -S /run/sanlock/sanlock.sock ]; do n=$((n + 1)); [ $n -lt 200 ] || cat /tmp/sanlock.log /tmp/wdmd.log; usleep 50000; done
