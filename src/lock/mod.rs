@@ -436,7 +436,24 @@ mod tests {
         drop(one);
         assert_eq!(slab_leases(&locks, &both, Duration::ZERO, &c).unwrap().len(), 2);
         let same = [("a", Mode::Shared), ("a", Mode::Exclusive)];
-        assert_eq!(slab_leases(&locks, &same, Duration::ZERO, &c).unwrap().len(), 1);
+        let taken = slab_leases(&locks, &same, Duration::ZERO, &c).unwrap();
+        assert_eq!(taken.len(), 1);
+        let reader = slab_leases(&locks, &[("a", Mode::Shared)], Duration::ZERO, &c);
+        assert!(matches!(reader, Err(LockError::Busy(_))), "who wants it both ways has it for himself");
+    }
+
+    /// Two that want the same leases named in another order would wait for each other.
+    #[test]
+    fn several_slabs_are_taken_in_one_order() {
+        let (locks, c) = (MemLocks::default(), Cancel::default());
+        let in_order = |names: [&str; 3]| {
+            let wanted = names.map(|n| (n, Mode::Exclusive));
+            let taken = slab_leases(&locks, &wanted, Duration::ZERO, &c).unwrap();
+            taken.iter().map(|l| l.id().offset()).collect::<Vec<_>>()
+        };
+        let one = in_order(["a", "b", "c"]);
+        assert!(one.is_sorted() && one.len() == 3, "{one:?}");
+        assert_eq!(in_order(["c", "a", "b"]), one);
     }
 
     /// Its holder's host is silent, and stays so.

@@ -119,6 +119,17 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_file_that_was_moved_away_is_not_the_one_that_others_lock() {
+        let t = tempfile::tempdir().unwrap();
+        let [file, aside] = ["leases", "aside"].map(|n| t.path().join(n));
+        std::fs::write(&file, "").unwrap();
+        let held = locks(t.path()).try_acquire(&LeaseId::Domain, Mode::Exclusive).unwrap();
+        std::fs::rename(&file, aside).unwrap();
+        std::fs::write(&file, "").unwrap();
+        assert!(matches!(held.still_held(), Err(LockError::Lost(_))));
+    }
+
+    #[test]
     fn a_shared_lease_needs_no_write_permission() {
         let t = tempfile::tempdir().unwrap();
         std::fs::write(t.path().join(FILE), "").unwrap();
