@@ -5,8 +5,9 @@ use crate::place::Place;
 use crate::report::Row;
 use crate::run::{self, Calls, least, median};
 use crate::serve::Server;
+use crate::stock::Stock;
 use crate::store::{Store, VERBS, raw};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -15,16 +16,16 @@ const RUNS: u32 = 25;
 const AIM: f64 = 10.0;
 const AIM_MONITOR: f64 = 5.0;
 
-struct Case {
-    name: &'static str,
-    verb: &'static str,
+pub struct Case {
+    pub name: &'static str,
+    pub verb: &'static str,
     /// Makes what the call needs; the message for call `id`.
-    prepare: fn(&Store, u32) -> Vec<u8>,
+    pub prepare: fn(&Store, u32) -> Vec<u8>,
     /// What the one child of the verb does, by hand: it is part of the cost and not ours to change.
     child: &'static [&'static str],
 }
 
-fn cases() -> Vec<Case> {
+pub fn cases() -> Vec<Case> {
     fn source(s: &Store, name: &str) -> String {
         s.images().join(name).display().to_string()
     }
@@ -72,7 +73,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// Makes the source images all cases share.
-fn sources(store: &Store) {
+pub fn sources(store: &Store) {
     let path = |name: &str| store.images().join(name).display().to_string();
     raw(Path::new(&path("small.raw")), 1 << 20, 1 << 20, 1);
     run::tool("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &path("small.raw"), &path("small.qcow2")]);
@@ -93,7 +94,8 @@ fn one(place: &Place, case: &Case, options: &Options) -> Row {
     std::fs::create_dir(&dir).unwrap();
     let store = Store::new(&dir);
     sources(&store);
-    let stock = options.stock.as_ref().map(|d| d.join("datastore/fs").join(case.verb)).filter(|p| p.exists());
+    let stock = options.stock.as_deref().map(Stock::of);
+    let stock = || stock.as_ref()?.instead(&store.verb(case.verb), &store.remotes());
 
     let (mut ours, mut theirs, mut child, mut cpu) = (Vec::new(), Vec::new(), Vec::new(), Duration::ZERO);
     let mut id = 1000;
@@ -101,10 +103,10 @@ fn one(place: &Place, case: &Case, options: &Options) -> Row {
         id += 1;
         let dump = (case.prepare)(&store, id);
         let took = run::run(&mut store.verb(case.verb), &dump).0;
-        let stock_took = stock.as_ref().map(|program| {
+        let stock_took = stock().map(|mut call| {
             id += 1;
             let dump = (case.prepare)(&store, id);
-            run::run(&mut store.verb_of(program), &dump).0
+            run::run(&mut call, &dump).0
         });
         let by_hand = case.child.split_first().map(|(program, args)| {
             run::run(Command::new(program).args(args).current_dir(store.images()), b"").0.ms()
@@ -117,12 +119,12 @@ fn one(place: &Place, case: &Case, options: &Options) -> Row {
             theirs.extend(stock_took.map(run::Took::ms));
         }
     }
-    let calls = |program: PathBuf, id| -> Option<Calls> {
+    let calls = |call: &Command, id| -> Option<Calls> {
         let dump = (case.prepare)(&store, id);
-        run::traced(&store.verb_of(&program), &dump, &dir)
+        run::traced(call, &dump, &dir)
     };
-    let stock_calls = stock.and_then(|program| calls(program, id + 1));
-    let own = calls(store.root.join("var/remotes/datastore/fs").join(case.verb), id + 2);
+    let stock_calls = stock().and_then(|call| calls(&call, id + 1));
+    let own = calls(&store.verb(case.verb), id + 2);
     std::fs::remove_dir_all(&dir).unwrap();
 
     let aim = (place.fs == "tmpfs").then_some(if case.verb == "monitor" { AIM_MONITOR } else { AIM });

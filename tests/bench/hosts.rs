@@ -6,6 +6,7 @@ use crate::oned_server::OnedServer;
 use crate::place::Place;
 use crate::report::Row;
 use crate::run::{self, least, median};
+use crate::stock::Stock;
 use crate::store::{PROGRAM, raw};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
@@ -17,7 +18,7 @@ use std::process::{Child, Command, Stdio};
 const RUNS: u32 = 15;
 const DS: &str = "/var/lib/one/datastores";
 /// Beside the place where an operator's own scripts may be.
-const OURS: &str = "/srv/remotes";
+pub const OURS: &str = "/srv/remotes";
 /// Milliseconds beyond an empty request; and beyond a program that does nothing, of a verb that has nothing to do.
 const ABOVE: f64 = 15.0;
 const NOTHING: f64 = 3.0;
@@ -25,8 +26,8 @@ const MIB: u64 = 256;
 const ROUNDS: u32 = 5;
 
 /// A front-end and two hosts. Datastores 1 and 100 are on all of them, 101 is each one's own.
-struct Bed {
-    dir: PathBuf,
+pub struct Bed {
+    pub dir: PathBuf,
     child: Child,
     program: &'static str,
     /// On the front-end; it ends with this process.
@@ -35,39 +36,12 @@ struct Bed {
     env: Vec<(&'static str, String)>,
 }
 
-/// An operator's own scripts: `remotes` of an installation, which may be in a directory of its own.
-struct Stock {
-    remotes: String,
-    env: Vec<(&'static str, String)>,
-}
-
-impl Stock {
-    fn of(remotes: &Path) -> Stock {
-        let remotes = remotes.canonicalize().unwrap();
-        let env = Stock::location(&remotes).map_or_else(Vec::new, |home| {
-            let home = home.display();
-            vec![
-                ("ONE_LOCATION", home.to_string()),
-                ("RUBYLIB", format!("{home}/lib/ruby")),
-                ("PATH", format!("{home}/bin:/usr/sbin:/usr/bin:/sbin:/bin")),
-            ]
-        });
-        Stock { remotes: remotes.display().to_string(), env }
-    }
-
-    /// ONE_LOCATION, where `<it>/var/remotes` was given.
-    fn location(remotes: &Path) -> Option<&Path> {
-        let home = remotes.parent()?.parent()?;
-        (remotes.ends_with("var/remotes") && home.join("lib/sh").is_dir()).then_some(home)
-    }
-}
-
 impl Bed {
     fn up(dir: &Path, stock: Option<&Stock>) -> Bed {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bed/hosts");
         let mut up = Command::new(&script);
         up.args(["up", "-f", "-s"]).arg(Path::new(PROGRAM).parent().unwrap());
-        if let Some(home) = stock.and_then(|s| Stock::location(Path::new(&s.remotes))) {
+        if let Some(home) = stock.and_then(|s| s.home.as_deref()) {
             up.arg("-s").arg(home);
         }
         up.args(["-s", &format!("{DS}/1"), "-s", &format!("{DS}/100"), "h1", "h2"]).env("ONESDM_BED", dir);
@@ -99,8 +73,19 @@ impl Bed {
         bed
     }
 
+    /// With an image of 1 MiB and what `context` packs.
+    pub fn ready(place: &Place, stock: Option<&Stock>) -> Bed {
+        let bed = Bed::up(&place.dir.join("bed"), stock);
+        let small = bed.dir.join("img");
+        raw(&small, 1 << 20, 1 << 20, 1);
+        bed.on("fe", &["cp", &small.display().to_string(), &format!("{DS}/1/img")]);
+        bed.on("fe", &["mkdir", "-p", "/var/lib/one/vms"]);
+        bed.on("fe", &["cp", "/etc/hostname", "/var/lib/one/vms/context.sh"]);
+        bed
+    }
+
     /// A command on a host; what lies below the bed's directory is seen there.
-    fn command(&self, host: &str, words: &[&str]) -> Command {
+    pub fn command(&self, host: &str, words: &[&str]) -> Command {
         let pid = std::fs::read_to_string(self.dir.join(format!("{host}.pid"))).unwrap();
         let mut c = Command::new("nsenter");
         c.args(["-t", pid.trim(), "-m", "-u", "-i", "-n", "-p", "--wd=/", "--"]).args(words).env_clear();
@@ -109,19 +94,30 @@ impl Bed {
         c
     }
 
-    fn on(&self, host: &str, words: &[&str]) -> String {
+    pub fn on(&self, host: &str, words: &[&str]) -> String {
         String::from_utf8_lossy(&run::run(&mut self.command(host, words), b"").1).into_owned()
     }
 
-    fn time(&self, words: &[&str]) -> f64 {
+    pub fn time(&self, words: &[&str]) -> f64 {
         run::run(&mut self.command("fe", words), b"").0.ms()
     }
 
     /// Sessions that the hosts' ssh servers have seen.
-    fn sessions(&self) -> usize {
+    pub fn sessions(&self) -> usize {
         let log = |h| format!("{}/data/{h}/sshd.log", self.dir.display());
         let seen = |h| self.on("fe", &["cat", &log(h)]).matches("Accepted publickey").count();
         seen("h1") + seen("h2")
+    }
+
+    /// Bytes that came to the front-end and left it.
+    pub fn network(&self) -> u64 {
+        let pid = std::fs::read_to_string(self.dir.join("fe.pid")).unwrap();
+        let text = std::fs::read_to_string(format!("/proc/{}/net/dev", pid.trim())).unwrap();
+        let cards = text.lines().filter_map(|l| l.split_once(':')).filter(|(name, _)| name.trim() != "lo");
+        let bytes = |numbers: &str| {
+            numbers.split_whitespace().step_by(8).filter_map(|n| n.parse::<u64>().ok()).sum::<u64>()
+        };
+        cards.map(|(_, numbers)| bytes(numbers)).sum()
     }
 
     /// Programs that a call starts on the front-end, itself included.
@@ -179,17 +175,17 @@ impl Drop for Bed {
     }
 }
 
-struct Case {
-    driver: &'static str,
-    verb: &'static str,
-    what: &'static str,
+pub struct Case {
+    pub driver: &'static str,
+    pub verb: &'static str,
+    pub what: &'static str,
     /// Verbs that come before, not counted.
     before: &'static [&'static str],
     /// Hosts that have to be asked.
     hosts: &'static [&'static str],
 }
 
-fn cases() -> Vec<Case> {
+pub fn cases() -> Vec<Case> {
     const H1: &[&str] = &["h1"];
     let case = |driver, verb, before, hosts| Case { driver, verb, what: verb, before, hosts };
     let mut all = Vec::new();
@@ -211,7 +207,7 @@ fn cases() -> Vec<Case> {
 }
 
 impl Case {
-    fn words(&self, remotes: &str, verb: &str, id: u32) -> Vec<String> {
+    pub fn words(&self, remotes: &str, verb: &str, id: u32) -> Vec<String> {
         let ds = if self.driver == "shared" { 100 } else { 101 };
         let (dir, image) = (format!("{DS}/{ds}/{id}"), format!("fe:{DS}/1/img"));
         let (vm, disk) = (format!("h1:{dir}"), format!("h1:{dir}/disk.0"));
@@ -235,7 +231,7 @@ impl Case {
     }
 
     /// Makes what the call needs.
-    fn prepare(&self, bed: &Bed, id: u32) {
+    pub fn prepare(&self, bed: &Bed, id: u32) {
         let own = format!("own-{id}");
         if self.verb == "ln" || self.before.contains(&"ln") {
             bed.on("fe", &["cp", &format!("{DS}/1/img"), &format!("{DS}/1/{own}")]);
@@ -248,7 +244,7 @@ impl Case {
         }
     }
 
-    fn clear(&self, bed: &Bed, id: u32) {
+    pub fn clear(&self, bed: &Bed, id: u32) {
         for host in ["h1", "h2"] {
             let mut delete = self.words(OURS, "delete", id);
             delete[1] = delete[1].replace("h1:", &format!("{host}:"));
@@ -258,18 +254,13 @@ impl Case {
     }
 }
 
-fn strs(words: &[String]) -> Vec<&str> {
+pub fn strs(words: &[String]) -> Vec<&str> {
     words.iter().map(String::as_str).collect()
 }
 
 pub fn bench(place: &Place, options: &Options) -> Vec<Row> {
     let stock = options.stock.as_deref().map(Stock::of);
-    let bed = Bed::up(&place.dir.join("bed"), stock.as_ref());
-    let small = bed.dir.join("img");
-    raw(&small, 1 << 20, 1 << 20, 1);
-    bed.on("fe", &["cp", &small.display().to_string(), &format!("{DS}/1/img")]);
-    bed.on("fe", &["mkdir", "-p", "/var/lib/one/vms"]);
-    bed.on("fe", &["cp", "/etc/hostname", "/var/lib/one/vms/context.sh"]);
+    let bed = Bed::ready(place, stock.as_ref());
     let mut rows: Vec<Row> = cases().iter().map(|c| one(&bed, c, stock.as_ref(), place, options)).collect();
     let streams = [(MIB, 100, 4 << 20), (MIB, 20, 819_200), (8 * MIB, 20, 819_200)];
     rows.extend(streams.map(|what| stream(&bed, what, place, options)));
@@ -308,9 +299,9 @@ fn one(bed: &Bed, case: &Case, stock: Option<&Stock>, place: &Place, options: &O
         }
         if let Some(stock) = stock.filter(|_| failed.is_none() && n % 3 == 0) {
             case.prepare(bed, id);
-            let words = case.words(&stock.remotes, case.verb, id);
+            let words = case.words(stock.remotes.to_str().unwrap(), case.verb, id);
             let mut call = bed.command("fe", &strs(&words));
-            call.envs(stock.env.iter().map(|(k, v)| (k, v)));
+            call.envs(stock.env());
             let began = std::time::Instant::now();
             let out = call.output().unwrap();
             theirs.push(began.elapsed().as_secs_f64() * 1e3);

@@ -1,7 +1,8 @@
 //! What verbs cost, beside the same done by hand in the same run. `cargo bench --bench verbs`, as root
 //! for XFS. `-- --json` prints JSON, `--quick` takes fewer and smaller samples, `--stock DIR` also times an
 //! operator's own scripts in DIR/datastore/fs and DIR/tm, and words choose sections: fixed stat copy reflink fetch vms
-//! hosts.
+//! hosts, and beside and transfer, which are about those scripts only and draw a picture with `--svg FILE`. They write each
+//! row to stderr as it is made; `--rows FILE` takes such rows of an earlier run. `--rounds N` takes N rounds at most.
 //! Nothing is judged here: a shared machine is noisy. What must not grow is guarded by the suite (`cost`).
 #![allow(
     clippy::disallowed_methods,
@@ -14,17 +15,21 @@
     reason = "the bench stands outside the house: it starts programs and says what it saw"
 )]
 
+mod beside;
 mod copies;
+mod crowd;
 mod fetches;
 mod fixed;
 mod hosts;
 #[path = "../it/oned_server.rs"]
 #[expect(dead_code, reason = "how it misbehaves is the suite's matter")]
 mod oned_server;
+mod picture;
 mod place;
 mod report;
 mod run;
 mod serve;
+mod stock;
 mod store;
 mod vms;
 
@@ -36,6 +41,11 @@ pub struct Options {
     quick: bool,
     /// `remotes` of another installation: `datastore/fs/<verb>`, `tm/<driver>/<verb>`.
     stock: Option<PathBuf>,
+    /// Where the picture of the section `beside` goes.
+    svg: Option<PathBuf>,
+    /// Rows that an earlier run wrote down, a JSON document a line.
+    rows: Option<PathBuf>,
+    rounds: Option<u32>,
     sections: Vec<String>,
 }
 
@@ -48,7 +58,13 @@ impl Options {
                 "--json" => options.json = true,
                 "--quick" => options.quick = true,
                 "--stock" => options.stock = Some(args.next().ok_or("--stock needs a directory")?.into()),
-                "fixed" | "stat" | "copy" | "reflink" | "fetch" | "vms" | "hosts" => {
+                "--rows" => options.rows = Some(args.next().ok_or("--rows needs a file")?.into()),
+                "--rounds" => {
+                    options.rounds =
+                        Some(args.next().and_then(|n| n.parse().ok()).ok_or("--rounds needs a number")?);
+                }
+                "--svg" => options.svg = Some(args.next().ok_or("--svg needs a file")?.into()),
+                "fixed" | "stat" | "copy" | "reflink" | "fetch" | "vms" | "hosts" | "beside" | "transfer" => {
                     options.sections.push(arg);
                 }
                 other => {
@@ -59,10 +75,14 @@ impl Options {
         Ok(options)
     }
     fn wants(&self, section: &str) -> bool {
-        self.sections.is_empty() || self.sections.iter().any(|s| s == section)
+        (self.sections.is_empty() && self.rows.is_none()) || self.sections.iter().any(|s| s == section)
     }
     fn runs(&self, full: u32) -> u32 {
-        if self.quick { (full / 4).max(2) } else { full }
+        match self.rounds {
+            Some(most) => full.min(most),
+            None if self.quick => (full / 4).max(2),
+            None => full,
+        }
     }
     fn size(&self, full: u64) -> u64 {
         if self.quick { full / 8 } else { full }
@@ -73,7 +93,13 @@ fn main() -> Result<(), String> {
     let options = Options::parse(std::env::args().skip(1))?;
     let (places, mut missing) = place::all();
     place::clear_on_signal(&places);
-    let mut rows = Vec::new();
+    let mut rows = match &options.rows {
+        Some(file) => {
+            let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+            text.lines().filter_map(report::Row::read).collect()
+        }
+        None => Vec::new(),
+    };
     for place in &places {
         if options.wants("fixed") {
             rows.extend(fixed::bench(place, &options));
@@ -105,6 +131,20 @@ fn main() -> Result<(), String> {
                 missing.push("hosts: namespaces need root".to_owned());
             }
         }
+    }
+    if options.wants("beside") {
+        // Where something can be lost, so that flushes cost what they cost.
+        if let Some(disk) = places.iter().find(|p| p.fs != "tmpfs") {
+            rows.extend(beside::bench(disk, &options));
+        }
+    }
+    if options.wants("transfer")
+        && let Some(memory) = places.first()
+    {
+        rows.extend(beside::hosts(memory, &options));
+    }
+    if let Some(file) = &options.svg {
+        std::fs::write(file, picture::svg(&rows)).map_err(|e| format!("{}: {e}", file.display()))?;
     }
     let mut header = machine();
     header.extend(places.iter().map(|p| (p.fs.clone(), p.what.clone())));

@@ -3,32 +3,32 @@
 use serde_json::{Map, Value, json};
 
 pub struct Row {
-    section: &'static str,
+    section: String,
     name: String,
     fs: String,
-    facts: Vec<(&'static str, Value)>,
+    facts: Vec<(String, Value)>,
     /// Medians of the single rivals or stages, in ms.
     details: Vec<(String, f64)>,
     within: Option<bool>,
 }
 
 impl Row {
-    pub fn new(section: &'static str, name: &str, fs: &str) -> Row {
+    pub fn new(section: &str, name: &str, fs: &str) -> Row {
         eprintln!("{section}: {name} on {fs}");
-        let (name, fs) = (name.to_owned(), fs.to_owned());
+        let (section, name, fs) = (section.to_owned(), name.to_owned(), fs.to_owned());
         Row { section, name, fs, facts: Vec::new(), details: Vec::new(), within: None }
     }
     /// Milliseconds, or a ratio.
-    pub fn number(mut self, key: &'static str, value: f64) -> Row {
-        self.facts.push((key, json!((value * 1000.0).round() / 1000.0)));
+    pub fn number(mut self, key: &str, value: f64) -> Row {
+        self.facts.push((key.to_owned(), json!((value * 1000.0).round() / 1000.0)));
         self
     }
-    pub fn count(mut self, key: &'static str, value: u32) -> Row {
-        self.facts.push((key, json!(value)));
+    pub fn count(mut self, key: &str, value: u32) -> Row {
+        self.facts.push((key.to_owned(), json!(value)));
         self
     }
-    pub fn text(mut self, key: &'static str, value: &str) -> Row {
-        self.facts.push((key, json!(value)));
+    pub fn text(mut self, key: &str, value: &str) -> Row {
+        self.facts.push((key.to_owned(), json!(value)));
         self
     }
     pub fn detail(mut self, name: &str, ms: f64) -> Row {
@@ -41,13 +41,31 @@ impl Row {
         self
     }
 
-    fn json(&self) -> Value {
+    /// What `json` wrote, but for medians of rivals and aims.
+    pub fn read(line: &str) -> Option<Row> {
+        let mut all: Map<String, Value> = serde_json::from_str(line).ok()?;
+        let mut word = |key| Some(all.remove(key)?.as_str()?.to_owned());
+        let (section, name, fs) = (word("section")?, word("name")?, word("fs")?);
+        Some(Row { section, name, fs, facts: all.into_iter().collect(), details: Vec::new(), within: None })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+    pub fn is_of(&self, section: &str) -> bool {
+        self.section == section
+    }
+    pub fn get(&self, key: &str) -> Option<f64> {
+        self.facts.iter().find(|(k, _)| *k == key)?.1.as_f64()
+    }
+
+    pub fn json(&self) -> Value {
         let mut out = Map::new();
         out.insert("section".into(), json!(self.section));
         out.insert("name".into(), json!(self.name));
         out.insert("fs".into(), json!(self.fs));
         for (key, value) in &self.facts {
-            out.insert((*key).to_owned(), value.clone());
+            out.insert(key.clone(), value.clone());
         }
         if !self.details.is_empty() {
             let details = self.details.iter().map(|(n, ms)| (n.clone(), json!((ms * 10.0).round() / 10.0)));
@@ -102,8 +120,8 @@ pub fn print(header: &[(String, String)], rows: &[Row]) {
     }
     let mut sections: Vec<&str> = Vec::new();
     for row in rows {
-        if !sections.contains(&row.section) {
-            sections.push(row.section);
+        if !sections.contains(&row.section.as_str()) {
+            sections.push(&row.section);
         }
     }
     for section in sections {
@@ -111,7 +129,7 @@ pub fn print(header: &[(String, String)], rows: &[Row]) {
         let rows: Vec<&Row> = rows.iter().filter(|r| r.section == section).collect();
         let mut columns = vec!["what", "on"];
         for (key, _) in rows.iter().flat_map(|r| &r.facts) {
-            if !columns.contains(key) {
+            if !columns.contains(&key.as_str()) {
                 columns.push(key);
             }
         }

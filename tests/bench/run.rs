@@ -1,7 +1,7 @@
 //! Starting programs and measuring them from outside: wall time, processor time, memory, system calls.
 
 use std::collections::HashSet;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -31,6 +31,59 @@ pub fn run(command: &mut Command, stdin: &[u8]) -> (Took, Vec<u8>) {
     let wall = began.elapsed();
     let took = Took { wall, cpu: cpu_of_children().saturating_sub(cpu) };
     (took, must(command, out))
+}
+
+/// What one call took of the machine. Time and memory are of the program and of all that it waited for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cost {
+    pub ms: f64,
+    pub cpu_ms: f64,
+    /// Of the largest of its processes, resident.
+    pub mib: f64,
+    /// Read and written by system calls.
+    pub kib: f64,
+}
+
+/// Runs a program to its end: what it took, and what it said; else what it complained of.
+pub fn cost(command: &mut Command, stdin: &[u8]) -> Result<(Cost, String), String> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let before = moved();
+    let began = Instant::now();
+    let mut child = command.spawn().map_err(|e| format!("cannot start {command:?}: {e}"))?;
+    let _ = child.stdin.take().unwrap().write_all(stdin);
+    let (mut out, mut err) = (String::new(), String::new());
+    let mut pipe = child.stderr.take().unwrap();
+    let complaints = std::thread::spawn(move || pipe.read_to_string(&mut err).map(|_| err));
+    child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
+    let (status, usage) = wait(child.id());
+    let ms = began.elapsed().as_secs_f64() * 1e3;
+    let said = complaints.join().unwrap().unwrap();
+    if status != 0 {
+        return Err(said.trim().lines().last().unwrap_or("it says nothing").to_owned());
+    }
+    let spent = |t: libc::timeval| t.tv_sec as f64 * 1e3 + t.tv_usec as f64 / 1e3;
+    let cpu_ms = spent(usage.ru_utime) + spent(usage.ru_stime);
+    let kib = moved().saturating_sub(before) as f64 / 1024.0;
+    Ok((Cost { ms, cpu_ms, mib: usage.ru_maxrss as f64 / 1024.0, kib }, out))
+}
+
+/// Status and use of a child that has ended or will.
+#[expect(unsafe_code, reason = "nothing safe tells what one child and its children used")]
+fn wait(pid: u32) -> (i32, libc::rusage) {
+    let mut status = 0;
+    // SAFETY: rusage is numbers only, for which zeros are values.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both places live as long as the call, and nobody else waits for this child.
+    let got = unsafe { libc::wait4(pid.cast_signed(), &raw mut status, 0, &raw mut usage) };
+    assert_eq!(got, pid.cast_signed(), "{}", std::io::Error::last_os_error());
+    (status, usage)
+}
+
+/// Bytes that this process and the children it waited for moved by system calls.
+pub fn moved() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/io").unwrap();
+    let of = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.trim().parse::<u64>().ok());
+    of("rchar:").unwrap() + of("wchar:").unwrap()
 }
 
 fn must(command: &Command, out: Output) -> Vec<u8> {

@@ -41,24 +41,19 @@ impl Store {
     pub fn datastore(&self) -> PathBuf {
         self.root.join("var/datastores/100")
     }
+    pub fn remotes(&self) -> PathBuf {
+        self.root.join("var/remotes")
+    }
     pub fn images(&self) -> PathBuf {
         self.root.join("images")
     }
 
     /// A verb's call, environment and directory as oned sets them.
     pub fn verb(&self, verb: &str) -> Command {
-        self.verb_of(&self.root.join("var/remotes/datastore/fs").join(verb))
-    }
-
-    /// The same call of another driver's script.
-    pub fn verb_of(&self, program: &Path) -> Command {
-        let mut c = Command::new(program);
+        let mut c = Command::new(self.remotes().join("datastore/fs").join(verb));
         c.arg("7").env_clear().current_dir(self.root.join("var"));
         c.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", self.root.join("home"));
         c.env("ONESDM_CONFIG", self.root.join("onesdm.toml"));
-        if let Some(place) = std::env::var_os("ONE_LOCATION") {
-            c.env("ONE_LOCATION", place);
-        }
         c
     }
 
