@@ -63,6 +63,7 @@ mod local;
 mod lvm;
 mod lvmbed;
 mod lvmdeath;
+mod lvmfull;
 mod lvmhosts;
 mod lvmkill;
 mod lvmmeet;
