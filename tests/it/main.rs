@@ -116,5 +116,6 @@ mod tm_local_kill;
 mod tm_scenes;
 mod tmcalls;
 mod turns;
+mod turns_hosts;
 mod vm;
 mod writelog;

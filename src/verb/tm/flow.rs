@@ -3,12 +3,11 @@
 //! is a queue that holds the faster one up, though never so long that its host would think us lost. The
 //! receiver publishes when the sender said that its source is what was sent.
 
-use super::op::TurnAsk;
 use crate::host::{Bell, Channel, Commit, Event, HostError, Next, Request, Source};
-use crate::sdm::{Job, event, turn};
+use crate::sdm::{Job, event};
 use crate::sys::Cancel;
 use anyhow::{Context as _, Result};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -26,19 +25,6 @@ pub(super) struct Side<'a> {
 }
 
 impl Side<'_> {
-    fn turn(&mut self, job: &Job, ask: TurnAsk) -> Result<bool, HostError> {
-        let mut body = self.body.clone();
-        body["op"] = json!({ "op": "turn", "of": self.body["op"], "ask": ask });
-        let request = Request { job: &self.job, body, commit: Commit::Now, source: None };
-        let mut news = |e| {
-            if let Event::Progress(p) = e {
-                job.follow(&p.phase, p.done, p.total);
-            }
-        };
-        let reply = self.channel.call(request, &mut news, job.cancel())?;
-        Ok(reply["text"] == "true")
-    }
-
     fn call(
         self,
         word: &mut (dyn FnMut() -> bool + Send),
@@ -49,31 +35,6 @@ impl Side<'_> {
         let request =
             Request { job: &self.job, body: self.body, commit: Commit::When(word), source: Some(source) };
         self.channel.call(request, on_event, cancel)
-    }
-}
-
-/// How long one host is waited for before the other one hears of us again.
-const SPELL: Duration = Duration::from_secs(10);
-
-/// Has both sides take a turn to move data, where there is a limit. One is waited for while the other has none:
-/// of two transfers in opposite directions neither waits for what the other keeps. `one`: both are one machine,
-/// where it is one copy.
-pub(super) fn turns(job: &Job, one: bool, from: &mut Side<'_>, to: &mut Side<'_>) -> Result<(), HostError> {
-    let came = turn::now();
-    let wait = |most: Duration| TurnAsk::Wait { came, most: u64::try_from(most.as_millis()).unwrap_or(0) };
-    let mut ask = |side, ask| if side { to.turn(job, ask) } else { from.turn(job, ask) };
-    let mut first = false;
-    loop {
-        if ask(first, wait(SPELL))? {
-            if ask(!first, if one { TurnAsk::Lend } else { wait(Duration::ZERO) })? {
-                return Ok(());
-            }
-            ask(first, TurnAsk::End)?;
-            first = !first;
-        } else {
-            // It would think us lost.
-            ask(!first, TurnAsk::End)?;
-        }
     }
 }
 

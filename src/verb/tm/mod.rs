@@ -33,6 +33,7 @@ mod snap;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod turn;
 pub mod volume;
 
 pub use op::{Answer, DiskFormat, Freeze, Machine, Marker, Op, perform};

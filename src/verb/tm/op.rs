@@ -3,7 +3,7 @@
 
 use super::{
     Tm, bridge, clone, cpds, delete, live, ln, locks, make, meet, monitor, mv, mvds, private, put, receive,
-    resize, retire, send, snap, volume,
+    resize, retire, send, snap, turn, volume,
 };
 use crate::host::Identity;
 use crate::lock::JobId;
@@ -69,7 +69,7 @@ pub enum Op {
     /// Whether locks of this host and of another exclude each other. Changes nothing.
     Locks(Locks),
     /// A turn to move data, for this process' next operation. Changes nothing.
-    Turn(Turn),
+    Turn(turn::Turn),
     /// A datastore verb, on a host of BRIDGE_LIST. As the verb.
     Datastore(Datastore),
     /// Space of a system datastore, and what its VMs take. Reads only.
@@ -422,28 +422,6 @@ pub struct Tried {
     pub alone: bool,
     pub held: bool,
     pub free: bool,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Turn {
-    /// What is to be done then.
-    pub of: Box<Op>,
-    pub ask: TurnAsk,
-}
-
-/// The text of what is answered: whether it is had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum TurnAsk {
-    /// For so many milliseconds at most, as who came at that time.
-    Wait {
-        came: u64,
-        most: u64,
-    },
-    /// The other side of the transfer has it, on the same host.
-    Lend,
-    End,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

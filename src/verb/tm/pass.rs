@@ -4,6 +4,7 @@
 use super::flow::{self, Side};
 use super::op::{Op, Pass, Passed, Send};
 use super::serve::{Ask, Reply, Request};
+use super::turn;
 use crate::host::{Channel, Gone, Handler, HostError, Hosts, Identity, Link, Local, Progress, Settings};
 use crate::lock::JobId;
 use crate::sdm::Job;
@@ -25,7 +26,7 @@ pub(super) fn run(ask: Ask<'_>, id: JobId, job: &Job, op: &Pass) -> Result<Reply
     let mut give = Side { channel: &mut Local::new(&giver), job: id.to_string(), body };
     let mut take = Side { channel: &mut *to, job: op.job.to_string(), body: op.request.clone() };
     if job.jobs.copies.limits.any() {
-        flow::turns(job, one, &mut give, &mut take)?;
+        turn::both(job, one, &mut give, &mut take)?;
     }
     let done = flow::both(job, op.silence, give, take, &mut || ask.link.ready())?;
     let sent = done.sent.map_err(|e| match e {

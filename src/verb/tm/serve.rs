@@ -2,8 +2,8 @@
 //! `onesdm agent` on a host, and in the front-end itself for its own paths: one way for both.
 
 use super::live::note::tend;
-use super::op::{Op, Turn, TurnAsk, perform};
-use super::{pass, place};
+use super::op::{Op, perform};
+use super::{pass, turn};
 use crate::config::{Settings, WipeSettings};
 use crate::connection::{Connections, Share};
 use crate::host::{Handler, Hosts, Link, Progress};
@@ -11,7 +11,7 @@ use crate::lock::JobId;
 use crate::sdm::event::What;
 use crate::sdm::job::{Topic, Waits};
 use crate::sdm::known::{self, Storage};
-use crate::sdm::{Domain, Groups, Job, Jobs, SdmError, gc, group, turn};
+use crate::sdm::{Domain, Groups, Job, Jobs, SdmError, gc, group};
 use crate::sys::{Bytes, Class, Tools, user};
 use crate::verb::{
     Ctx, class_of, connect, copies, gc_policy, in_turn, is_no_space, one_line, refuse, stopped,
@@ -234,7 +234,8 @@ impl Ask<'_> {
             peer: Some(self.link),
         };
         if let Op::Turn(turn) = &self.request.op {
-            return self.turn(job, &ctx, turn).map(|had| Reply { text: had.to_string(), ..Reply::default() });
+            return turn::take(job, &ctx, turn, &|dir, ds| self.open(dir, ds))
+                .map(|had| Reply { text: had.to_string(), ..Reply::default() });
         }
         let opened = || seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let run = || {
@@ -254,27 +255,6 @@ impl Ask<'_> {
         job.jobs.copies.end_turn();
         let text = done?.text;
         Ok(Reply { text, domains: opened().into_iter().map(|(ds, (_, id))| (ds, id)).collect() })
-    }
-
-    /// Whether this process has a turn, for the operation that comes next.
-    fn turn(&self, job: &Job, ctx: &Ctx<'_>, op: &Turn) -> Result<bool> {
-        let copies = &job.jobs.copies;
-        let (came, most) = match op.ask {
-            TurnAsk::Wait { came, most } => (came, most),
-            TurnAsk::Lend => {
-                copies.lend_turn();
-                return Ok(true);
-            }
-            TurnAsk::End => {
-                copies.end_turn();
-                return Ok(false);
-            }
-        };
-        let mut domains = Vec::new();
-        for (ds, dir) in place::stores(ctx, &op.of.paths())? {
-            domains.push(self.open(&dir, ds)?);
-        }
-        Ok(turn::take(job, &domains, came, Duration::from_millis(most))?)
     }
 
     fn open(&self, dir: &Path, ds: i64) -> Result<Domain, SdmError> {

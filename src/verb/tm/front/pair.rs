@@ -3,6 +3,7 @@
 
 use super::super::flow::{self, Side, hear};
 use super::super::op::{Meet, Met, Op, Pass, Passed, Send, Told, What};
+use super::super::turn;
 use super::{Asked, At, Front, PAUSE, proof};
 use crate::host::{Channel, Commit, Event, HostError, Request, Route};
 use crate::lock::JobId;
@@ -134,7 +135,7 @@ pub(super) fn transfer<'a>(
         let one = from.is_machine(to) == Some(true);
         let (mut give, mut take) = (from.side(give, &asked_from), to.side(take, &asked_to));
         if front.job.jobs.copies.limits.any() {
-            flow::turns(front.job, one, &mut give, &mut take)?;
+            turn::both(front.job, one, &mut give, &mut take)?;
         }
         let done = flow::both(front.job, front.settings.ssh.silence, give, take, &mut || true)?;
         let is_unknown = done.received.as_ref().is_err_and(HostError::may_have_run);
