@@ -1,6 +1,7 @@
 //! `onesdm agent`, the host's side of a connection, and `onesdm host probe`, what a front-end finds
 //! when it reaches for a host.
 
+use super::doctor::hosts;
 use super::render;
 use super::world::World;
 use crate::config::Env;
@@ -37,11 +38,15 @@ pub fn probe_command() -> Command {
 pub const JOBS: &str = "jobs";
 
 /// What can be asked of this host. In the test build a list is a script.
-pub struct Asked<'a>(Server<'a>);
+pub struct Asked<'a> {
+    server: Server<'a>,
+    /// Of a host, which is asked how it is.
+    world: Option<&'a World>,
+}
 
 impl<'a> Asked<'a> {
-    pub fn new(server: Server<'a>) -> Asked<'a> {
-        Asked(server)
+    pub fn new(server: Server<'a>, world: Option<&'a World>) -> Asked<'a> {
+        Asked { server, world }
     }
 }
 
@@ -53,10 +58,13 @@ impl Handler for Asked<'_> {
         }
         if body == JOBS {
             let said = |e: String| (Class::Internal, format!("listing jobs: {e}"));
-            let active = self.0.jobs.active().map_err(|e| said(e.to_string()))?;
+            let active = self.server.jobs.active().map_err(|e| said(e.to_string()))?;
             return serde_json::to_value(active).map_err(|e| said(e.to_string()));
         }
-        self.0.handle(job, body, link)
+        if let Some(answer) = hosts::asked(self.world, &body) {
+            return answer;
+        }
+        self.server.handle(job, body, link)
     }
 }
 
@@ -80,8 +88,8 @@ pub fn run(env: &Env, m: &ArgMatches) -> Result<u8> {
         silence: given("silence").unwrap_or(usual.silence),
         orphan_grace: given("orphan-grace").unwrap_or(usual.orphan_grace),
     };
-    let hosts = world.hosts(&Nobody);
-    let handler = Asked(Server { hosts: Some(&hosts), ..world.server(None) });
+    let others = world.hosts(&Nobody);
+    let handler = Asked::new(Server { hosts: Some(&others), ..world.server(None) }, Some(&world));
     let served =
         crate::host::serve(std::io::stdin(), std::io::stdout(), &handler, limits, &world.jobs.cancel);
     served.map_err(|e| refuse(e.class(), e.to_string()))?;

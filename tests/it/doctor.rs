@@ -4,6 +4,7 @@ use crate::bed::{self, Bed};
 use crate::doc::Doc;
 use crate::fsbed::{Fs, Kind};
 use crate::guest;
+use crate::hosts::Cloud;
 use crate::install::{install, stock};
 use serde_json::Value;
 use std::fs::{remove_file, write};
@@ -245,4 +246,25 @@ fn records_of_dead_jobs_are_found() {
     bed.onesdm(&["job", "list"]).run().ok();
     bed.onesdm(&["gc"]).run().ok();
     assert_eq!(trouble(&findings(&bed, 0)), Vec::<String>::new());
+}
+
+/// The front-end asks each host to look at itself; one that cannot be reached is a row, too.
+#[test]
+fn hosts_are_rows_of_one_matrix() {
+    let cloud = Cloud::with_agents(&["h1"]);
+    let program = crate::bed::program().display().to_string();
+    let call = |more: &[&str]| {
+        let words = ["env", "-i", "HOME=/root", "PATH=/usr/bin:/bin", &program, "doctor", "--host", "h1"];
+        cloud.command("fe", &[&words[..], more].concat()).output().unwrap()
+    };
+    let out = call(&["--host", "nowhere", "--json"]);
+    let rows: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {out:?}"));
+    let rows = rows.as_array().unwrap();
+    assert!(rows.len() == 3 && rows[1]["host"] == "h1" && out.status.code() == Some(8), "{rows:?}");
+    let has = |row: usize, check: &str| {
+        rows[row]["findings"].as_array().unwrap().iter().any(|f| f["check"] == check)
+    };
+    assert!(has(0, "tool") && has(1, "tool") && has(2, "reach") && !has(1, "reach"), "{rows:?}");
+    let text = String::from_utf8(call(&[]).stdout).unwrap();
+    assert!(text.starts_with("HOST") && text.lines().nth(2).is_some_and(|l| l.starts_with("h1")), "{text}");
 }

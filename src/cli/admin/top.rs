@@ -37,7 +37,7 @@ pub fn run(env: &Env, w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
         names = pool(env, w)?;
     }
     let place = if names.is_empty() { w.paths.run.display().to_string() } else { count(&names, with_us) };
-    let handler = Asked::new(w.server(None));
+    let handler = Asked::new(w.server(None), None);
     let hosts = w.hosts(&handler);
     let mut others: Vec<Other<'_>> = names.into_iter().map(|name| Other { name, channel: None }).collect();
     let again = render::is_terminal() && !as_json && !m.get_flag("once");
@@ -71,7 +71,7 @@ fn count(names: &[String], with_us: bool) -> String {
 }
 
 /// The hosts that oned has; this machine may be one of them.
-fn pool(env: &Env, w: &World) -> Result<Vec<String>> {
+pub fn pool(env: &Env, w: &World) -> Result<Vec<String>> {
     let cloud = w.cloud(env)?;
     let hosts = cloud.hosts().context("asking oned for its hosts; name them, or see ONE_XMLRPC")?;
     Ok(hosts.iter().filter(|h| h.is_usable()).map(|h| h.name.clone()).collect())
@@ -84,18 +84,28 @@ struct Other<'a> {
 }
 
 impl<'a> Other<'a> {
-    fn jobs(&mut self, hosts: &'a Hosts<'a>) -> Result<Vec<JobInfo>, String> {
+    fn ask(&mut self, hosts: &'a Hosts<'a>, body: Value) -> Result<Value, String> {
         let channel = match self.channel.take() {
             Some(channel) => Ok(channel),
             None => hosts.open(&self.name),
         };
-        let request = Request { job: "top", body: Value::from(JOBS), commit: Commit::Now, source: None };
+        let request = Request { job: "top", body, commit: Commit::Now, source: None };
         let (channel, answer) = channel
             .and_then(|mut c| c.call(request, &mut |_| {}, hosts.cancel).map(|answer| (c, answer)))
             .map_err(|e: HostError| e.to_string())?;
         self.channel = Some(channel);
+        Ok(answer)
+    }
+
+    fn jobs(&mut self, hosts: &'a Hosts<'a>) -> Result<Vec<JobInfo>, String> {
+        let answer = self.ask(hosts, Value::from(JOBS))?;
         serde_json::from_value(answer).map_err(|e| format!("host {}: an answer that is none: {e}", self.name))
     }
+}
+
+/// One question to one host.
+pub fn ask_once(hosts: &Hosts<'_>, name: &str, body: Value) -> Result<Value, String> {
+    Other { name: name.to_owned(), channel: None }.ask(hosts, body)
 }
 
 /// All at once. What comes back is why some did not answer.

@@ -2,6 +2,7 @@
 //! and in the files beside; judging what was seen is in functions that look at nothing.
 
 mod host;
+pub mod hosts;
 mod leases;
 mod mounts;
 mod remotes;
@@ -15,8 +16,9 @@ use crate::sdm::{group, trend::Trend};
 use crate::sys::{Class, user};
 use crate::verb::one_line;
 use anyhow::{Context as _, Result};
-use clap::{Arg, ArgMatches, Command, value_parser};
-use serde::Serialize;
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -26,7 +28,7 @@ use std::time::Duration;
 /// A look at storage that takes longer hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     Ok,
@@ -36,10 +38,10 @@ pub enum Verdict {
     Bad,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// Stable, one word.
-    pub check: &'static str,
+    pub check: Cow<'static, str>,
     pub object: String,
     pub verdict: Verdict,
     pub detail: String,
@@ -70,7 +72,7 @@ impl Finding {
         remedy: impl Display,
     ) -> Finding {
         let (object, detail, remedy) = (object.to_string(), detail.to_string(), remedy.to_string());
-        Finding { check, object, verdict, detail, remedy }
+        Finding { check: check.into(), object, verdict, detail, remedy }
     }
 }
 
@@ -84,6 +86,20 @@ pub fn command() -> Command {
                 .num_args(0..)
                 .value_parser(value_parser!(OsString)),
         )
+        .arg(
+            Arg::new("host")
+                .long("host")
+                .value_name("HOST")
+                .action(ArgAction::Append)
+                .help("this host, too, as OpenNebula names it: one row each, one column for each domain"),
+        )
+        .arg(
+            Arg::new("all")
+                .long("all")
+                .action(ArgAction::SetTrue)
+                .conflicts_with("host")
+                .help("all hosts that oned has, too, those that are off left out"),
+        )
 }
 
 /// Looks at everything it can: broken settings and tools are findings, not failures.
@@ -94,7 +110,13 @@ pub fn run(env: &Env, set: Vec<(String, String)>, m: &ArgMatches, as_json: bool)
             found.extend(host::settings(config.warnings()));
             let tools = host::overrides(&config.settings.tools, &mut found)?;
             let world = World::of(config, tools)?;
-            look(&world, m, &mut found)?;
+            let given: Vec<&OsString> = m.get_many("domain").into_iter().flatten().collect();
+            let paths = domains(&world, &given)?;
+            look(&world, paths.clone(), &mut found)?;
+            let names = hosts::names(env, &world, m)?;
+            if !names.is_empty() {
+                return hosts::run(&world, &names, &paths, found, as_json);
+            }
         }
         Err(e) => {
             let detail = format!("{}; nothing else could be looked at", one_line(&e.into()));
@@ -115,16 +137,20 @@ pub fn run(env: &Env, set: Vec<(String, String)>, m: &ArgMatches, as_json: bool)
     Ok(if bad { Class::Integrity.status() } else { 0 })
 }
 
-fn look(w: &World, m: &ArgMatches, found: &mut Vec<Finding>) -> Result<()> {
-    let known = all_known(w);
-    let given: Vec<&OsString> = m.get_many::<OsString>("domain").into_iter().flatten().collect();
+/// Where those that are named are, or all that this host knows.
+fn domains(w: &World, given: &[&OsString]) -> Result<Vec<PathBuf>> {
     let mut paths: Vec<PathBuf> = if given.is_empty() {
-        known.iter().map(|(_, k)| k.path.clone()).collect()
+        all_known(w).into_iter().map(|(_, k)| k.path).collect()
     } else {
-        given.into_iter().map(|a| Ok(std::path::absolute(path_of(w, a)?)?)).collect::<Result<_>>()?
+        given.iter().map(|a| Ok(std::path::absolute(path_of(w, a)?)?)).collect::<Result<_>>()?
     };
     paths.sort();
     paths.dedup();
+    Ok(paths)
+}
+
+fn look(w: &World, mut paths: Vec<PathBuf>, found: &mut Vec<Finding>) -> Result<()> {
+    let known = all_known(w);
     // Whose rights count: those the verbs will have. A datastore that does not answer is found out here,
     // and not touched again.
     let mut owners = Vec::new();
@@ -184,12 +210,15 @@ pub fn within<T: Send + 'static>(limit: Duration, f: impl FnOnce() -> T + Send +
     answer.recv_timeout(limit).ok()
 }
 
-fn shown(found: &[Finding]) -> String {
-    let word = |v| match v {
+fn word(v: Verdict) -> &'static str {
+    match v {
         Verdict::Ok => "ok",
         Verdict::Warn => "warn",
         Verdict::Bad => "BAD",
-    };
+    }
+}
+
+fn shown(found: &[Finding]) -> String {
     let mut out = String::new();
     for f in found {
         out += &format!("{:4}  {:12}  {}: {}\n", word(f.verdict), f.check, f.object, f.detail);

@@ -46,6 +46,16 @@ pub fn judge(place: &str, m: &Mount, lost_locks: Option<&str>) -> Vec<Finding> {
             ),
         ));
     }
+    if m.kind.starts_with("nfs") && m.options.iter().any(|o| o == "nocto") {
+        out.push(Finding::warn(
+            "mount",
+            place,
+            format!(
+                "{shown} is mounted with nocto: this host goes on believing names and sizes that others have changed meanwhile"
+            ),
+            "mount it without nocto",
+        ));
+    }
     if m.options.iter().any(|o| o == "ro") {
         out.push(Finding::bad(
             "mount",
@@ -73,6 +83,9 @@ mod tests {
         }
         let ro = &parse("1 0 0:1 / /x ro,relatime - ext4 src rw")[0];
         assert!(judge("/x", ro, None).iter().any(|f| f.check == "mount" && f.verdict == Verdict::Bad));
+        let stale = &parse("1 0 0:1 / /x rw - nfs4 src rw,vers=4.2,nocto")[0];
+        let found = judge("/x", stale, None);
+        assert!(found.iter().any(|f| f.check == "mount" && f.verdict == Verdict::Warn), "{found:?}");
     }
 
     #[test]
