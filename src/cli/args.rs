@@ -67,6 +67,7 @@ pub fn tree() -> Command {
                 .value_name("ROLE/DRIVER/VERB")
                 .value_parser(value_parser!(PathBuf)),
         )
+        .arg(flag("plan", "say what the verb given by --as would do, and change nothing").requires("as"))
         .arg(
             Arg::new("args")
                 .help("arguments of the verb given by --as")
@@ -217,6 +218,7 @@ fn datastore() -> Command {
                 .about(v.summary)
                 .arg(arg("datastore", "the datastore's directory").value_name("DIR").required(true));
             let c = c.arg(arg("datastore-id", "OpenNebula's number of the datastore").value_name("N"));
+            let c = c.args(v.moves_data().then(|| flag("plan", "say what it would do, and change nothing")));
             match v.name {
                 "cp" | "clone" | "stat" => c
                     .arg(arg("path", "the source: a path, or an http(s) URL").required(true))

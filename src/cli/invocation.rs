@@ -16,6 +16,8 @@ pub struct Invocation {
     /// `--job` or `--set` given beside `--as`.
     pub job: Option<String>,
     pub set: Vec<(String, String)>,
+    /// `--plan` beside `--as`: never so where oned calls by a name.
+    pub plan: bool,
 }
 
 impl std::fmt::Display for Invocation {
@@ -50,7 +52,8 @@ impl Invocation {
             None => (verb.to_str()?, None),
         };
         let (driver, verb) = (driver.to_str()?.to_owned(), verb.to_owned());
-        Some(Invocation { role, driver, verb, variant, args: Vec::new(), job: None, set: Vec::new() })
+        let (args, job, set) = (Vec::new(), None, Vec::new());
+        Some(Invocation { role, driver, verb, variant, args, job, set, plan: false })
     }
 }
 

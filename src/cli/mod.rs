@@ -12,6 +12,7 @@ mod guard;
 mod install;
 pub mod invocation;
 mod monitord;
+mod plan;
 mod progress;
 mod render;
 mod world;

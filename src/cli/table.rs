@@ -79,6 +79,29 @@ pub struct Verb {
 }
 
 impl Verb {
+    /// Whether it may have to move data: those can be planned.
+    pub fn moves_data(&self) -> bool {
+        match self.role {
+            Role::Datastore => {
+                ["clone", "cp", "mkfs", "snap_delete", "snap_flatten", "snap_revert"].contains(&self.name)
+            }
+            Role::Tm => [
+                "clone",
+                "cpds",
+                "ln",
+                "mkimage",
+                "mkswap",
+                "mv",
+                "mvds",
+                "resize",
+                "snap_create",
+                "snap_delete",
+                "snap_revert",
+            ]
+            .contains(&self.name),
+        }
+    }
+
     /// Its names below a driver's directory.
     pub fn names(&self) -> impl Iterator<Item = String> {
         let plain = std::iter::once(self.name.to_owned());

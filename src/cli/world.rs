@@ -62,6 +62,7 @@ impl World {
             cancel,
             waits: Waits { lock: s.lock.wait, grace: s.cancel.grace },
             copies: Copies::of(verb::copies(s)),
+            plan: None,
         };
         Ok(World { config, paths, jobs, tools })
     }
@@ -98,7 +99,8 @@ impl World {
 
     /// Where it is told how far a verb is, if it is to be told.
     fn told(&self, env: &Env, of: Option<Template>) -> Result<Option<Told>> {
-        let Some((every, of)) = self.config.settings.oned_progress.zip(of) else { return Ok(None) };
+        let every = self.config.settings.oned_progress.filter(|_| self.jobs.plan.is_none());
+        let Some((every, of)) = every.zip(of) else { return Ok(None) };
         Ok(Some(Told { cloud: self.patient_cloud(env, progress::PATIENCE)?, of, every }))
     }
 
@@ -139,13 +141,19 @@ impl World {
         let Some(Run::Datastore(run)) = def.run else {
             return Err(refuse(Class::Unsupported, "not supported yet"));
         };
-        self.tend(def.name, false);
+        let plans = self.jobs.plan.is_some();
+        if !plans {
+            self.tend(def.name, false);
+        }
         let s = &self.config.settings;
         let doc = &req.datastore;
         let share = verb::share(doc)?;
         let opened: RefCell<BTreeMap<i64, PathBuf>> = RefCell::default();
         let open = |dir: &Path, ds: i64| {
             opened.borrow_mut().insert(ds, dir.to_owned());
+            if plans && group::group_of(dir).is_some() {
+                return Err(SdmError::NoPlan);
+            }
             if let Some(group) = group::group_of(dir) {
                 let d = self.groups().open(group)?;
                 self.join(&d);
@@ -156,7 +164,9 @@ impl World {
             let (state, key) = (&self.paths.state, ds.to_string());
             let d = known::open(state, Some(&key), dir)?;
             known::note_share(state, &key, dir, share.as_ref());
-            self.join(&d);
+            if !plans {
+                self.join(&d);
+            }
             Ok(d)
         };
         let (tools, jobs, ready) = (&self.tools, &self.jobs, &|| Ok(()));
@@ -170,7 +180,7 @@ impl World {
         };
         let told = self.told(env, image_of(req))?;
         self.job(id, topic, told.as_ref(), |job| {
-            if let Some(share) = share.as_ref().filter(|_| def.name != "stat") {
+            if let Some(share) = share.as_ref().filter(|_| def.name != "stat" && !plans) {
                 verb::connect(&self.connections(), doc.id, share, &doc.dir())?;
             }
             let domains = || opened.take().iter().map(|(ds, dir)| open(dir, *ds)).collect();
@@ -281,9 +291,20 @@ fn image_of(req: &DsRequest) -> Option<Template> {
 /// A verb as oned calls it: the message on stdin or as an argument, of either generation.
 pub fn datastore_verb(env: &Env, def: &Verb, call: &Invocation) -> Result<String> {
     journal::start();
+    datastore_call(env, def, call, &mut |_| Ok(()))
+}
+
+/// The same; `before` may change the world for it.
+pub fn datastore_call(
+    env: &Env,
+    def: &Verb,
+    call: &Invocation,
+    before: &mut dyn FnMut(&mut World) -> Result<()>,
+) -> Result<String> {
     let message = DsCall::from(&call.args, std::io::stdin().lock())?;
     let dump = DsDump::parse(&message.dump)?;
-    let world = World::new(env, dump.attributes(), call.set.clone())?;
+    let mut world = World::new(env, dump.attributes(), call.set.clone())?;
+    before(&mut world)?;
     for w in world.config.warnings() {
         render::log("WARN", def.name, w);
     }
@@ -307,8 +328,19 @@ pub fn datastore_verb(env: &Env, def: &Verb, call: &Invocation) -> Result<String
 /// A transfer verb as oned calls it.
 pub fn tm_verb(env: &Env, def: &Verb, call: &Invocation) -> Result<String> {
     journal::start();
+    tm_call(env, def, call, &mut |_| Ok(()))
+}
+
+/// The same; `before` may change the world for it.
+pub fn tm_call(
+    env: &Env,
+    def: &Verb,
+    call: &Invocation,
+    before: &mut dyn FnMut(&mut World) -> Result<()>,
+) -> Result<String> {
     let tm = TmCall::from(&call.verb, &call.args, std::io::stdin().lock())?;
-    let world = World::new(env, BTreeMap::new(), call.set.clone())?;
+    let mut world = World::new(env, BTreeMap::new(), call.set.clone())?;
+    before(&mut world)?;
     world.config.warnings().iter().for_each(|w| render::log("WARN", def.name, w));
     let (id, _) = job_id(env, call.job.as_deref())?;
     let s = &world.config.settings;

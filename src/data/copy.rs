@@ -8,9 +8,9 @@ use std::sync::mpsc::{channel, sync_channel};
 use std::thread;
 
 use super::sparse::{BLOCK, Writeback, write_data};
-use super::{DataError, Sparse, Watch};
+use super::{DataError, Planned, Sparse, Watch};
 use crate::sys::copy::{self as calls, Medium};
-use crate::sys::effect::{Effect, step};
+use crate::sys::effect::{Effect, only_looks, step};
 
 /// Bytes per call of `copy_file_range`: the time until a request to stop is seen.
 const RANGE: u64 = 32 << 20;
@@ -28,6 +28,8 @@ pub enum Method {
     CopyRange,
     /// Data was read and written, zeros and holes left out.
     Sparse,
+    /// It was not done, only planned.
+    Planned,
 }
 
 impl Method {
@@ -36,6 +38,7 @@ impl Method {
             Method::Reflink => "reflink",
             Method::CopyRange => "copy-range",
             Method::Sparse => "sparse",
+            Method::Planned => "planned",
         }
     }
 }
@@ -53,12 +56,25 @@ pub struct Copied {
 /// zero and is large enough. Neither file position matters; `src`'s is moved. Progress counts bytes of
 /// the source, holes included. Nothing is flushed; after an error `dst` holds a part.
 pub fn copy(src: &File, dst: &File, sparse: Sparse, watch: &Watch) -> Result<Copied, DataError> {
+    if only_looks() {
+        return planned(src, watch);
+    }
     step(Effect::Write, &[], || run(src, dst, sparse, watch, false))
 }
 
 /// The same into what has its size, device or file; it reads zero and is large enough.
 pub fn pour(src: &File, dst: &File, watch: &Watch) -> Result<Copied, DataError> {
+    if only_looks() {
+        return planned(src, watch);
+    }
     step(Effect::Write, &[], || run(src, dst, Sparse::Keep, watch, true))
+}
+
+fn planned(src: &File, watch: &Watch) -> Result<Copied, DataError> {
+    let what = Planned::file(src, "copy")?;
+    let copied = Copied { method: Method::Planned, size: what.size.unwrap_or(0), data: 0 };
+    watch.progress.plan(what);
+    Ok(copied)
 }
 
 fn run(src: &File, dst: &File, sparse: Sparse, watch: &Watch, has_size: bool) -> Result<Copied, DataError> {

@@ -61,6 +61,9 @@ pub enum DataError {
     /// As many copies run as may: whoever runs the verb waits for one of them to end, and runs it again.
     #[error("too many copies run at once (data.host_copies, data.domain_copies)")]
     NoTurn,
+    /// A plan ends here: what comes next depends on content that is not there yet.
+    #[error("what comes next depends on content that is not there yet")]
+    Planned,
     /// A thread of the pipeline died of a bug.
     #[error("a worker thread died")]
     Died,
@@ -96,7 +99,7 @@ impl DataError {
             | DataError::HostileArchive { .. }
             | DataError::TooManyEntries(_) => Class::Refused,
             DataError::Cancelled { .. } => Class::Cancelled,
-            DataError::NoTurn => Class::Busy,
+            DataError::NoTurn | DataError::Planned => Class::Busy,
             DataError::TargetNotEmpty { .. }
             | DataError::DirectoryNotEmpty
             | DataError::TargetTooSmall { .. }

@@ -10,13 +10,17 @@ use std::time::Duration;
 
 use super::compress::{SNIFF, fill};
 use super::http::Client;
+use super::measure::head;
 use super::pipe::{BLOCK, Feed, Item, queue};
 use super::rate::Limiter;
 use super::sparse::Writer;
-use super::{Compression, DataError, Expected, HttpOptions, Method, Source, Sparse, Watch, copy};
+use super::{
+    Compression, DataError, Expected, HttpOptions, Method, Planned, Source, Sparse, Watch, copy, path_of,
+    shown,
+};
 use crate::sys::Cancel;
 use crate::sys::copy as calls;
-use crate::sys::effect::{Effect, bug, step};
+use crate::sys::effect::{Effect, bug, only_looks, step};
 
 #[derive(Clone, Debug)]
 pub struct FetchOptions {
@@ -73,6 +77,9 @@ impl From<DataError> for Stop {
 /// and `dst` holds the whole image, not flushed; after an error it holds a part of unverified content.
 /// A server that sends no length and closes the connection early can only be caught by a digest.
 pub fn fetch(source: &Source, dst: &File, opts: &FetchOptions, watch: &Watch) -> Result<Fetched, DataError> {
+    if only_looks() {
+        return planned(source, dst, opts, watch);
+    }
     if let Source::File(src) = source
         && opts.digests.is_empty()
         && opts.limit.is_none()
@@ -81,6 +88,24 @@ pub fn fetch(source: &Source, dst: &File, opts: &FetchOptions, watch: &Watch) ->
         return Ok(whole);
     }
     step(Effect::Write, &[], || run(source, dst, opts, watch))
+}
+
+/// What is not packed goes on as it is.
+fn planned(source: &Source, dst: &File, opts: &FetchOptions, watch: &Watch) -> Result<Fetched, DataError> {
+    if let Source::File(src) = source
+        && let Some(whole) = copied_whole(src, dst, opts, watch)?
+    {
+        return Ok(whole);
+    }
+    let head = head(source, SNIFF, opts, watch)?;
+    let from = match source {
+        Source::Http(url) => shown(url),
+        Source::File(file) => path_of(file),
+    };
+    let device = None;
+    let how = format!("fetch{}", if head.compression == Compression::None { "" } else { " and unpack" });
+    watch.progress.plan(Planned { from, size: head.transferred_len, data: None, how, device });
+    Err(DataError::Planned)
 }
 
 /// Whether a file is compressed, as its first bytes say.

@@ -32,5 +32,5 @@ pub use rate::parse_rate;
 pub use source::Source;
 pub use sparse::{Sparse, zero};
 pub use url::shown;
-pub use watch::{NoProgress, Progress, Watch};
+pub use watch::{NoProgress, Planned, Progress, Watch, path_of};
 pub use wipe::{Wiping, wipe};

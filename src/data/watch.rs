@@ -4,7 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::DataError;
-use crate::sys::Cancel;
+use crate::sys::{Cancel, copy};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 
 /// Told how a transfer goes, from any thread, once per block. Must not block.
 pub trait Progress: Send + Sync {
@@ -17,6 +21,47 @@ pub trait Progress: Send + Sync {
     fn may_move(&self) -> bool {
         true
     }
+    /// Who only plans writes it down, and it is not done.
+    fn plan(&self, _what: Planned) {}
+}
+
+/// Data that would be moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Planned {
+    pub from: String,
+    /// Bytes, holes included; and without them, where that can be told.
+    #[serde(default)]
+    pub size: Option<u64>,
+    #[serde(default)]
+    pub data: Option<u64>,
+    /// `copy`, `reflink`, `fetch`, `send`, `link`, `convert raw to qcow2`.
+    pub how: String,
+    /// The device it is on.
+    #[serde(skip)]
+    pub device: Option<u64>,
+}
+
+impl Planned {
+    /// A file or block device.
+    pub fn file(file: &File, how: &str) -> Result<Planned, DataError> {
+        let (_, size) = copy::measure(file).map_err(DataError::io("looking at the source"))?;
+        let (mut pos, mut data) = (0, Some(0));
+        while let (Some(sum), true) = (data, pos < size) {
+            match copy::next_data(file, pos, size) {
+                Ok(Some(extent)) => (pos, data) = (extent.end, Some(sum + extent.end - extent.start)),
+                Ok(None) => break,
+                Err(_) => data = None,
+            }
+        }
+        let device = file.metadata().ok().map(|m| m.dev());
+        Ok(Planned { from: path_of(file), size: Some(size), data, how: how.to_owned(), device })
+    }
+}
+
+/// The name of an open file, as the system knows it.
+pub fn path_of(file: &File) -> String {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    link.map_or_else(|_| "a file".to_owned(), |p| p.to_string_lossy().into_owned())
 }
 
 /// Nobody looks.

@@ -14,7 +14,7 @@ pub use mem::MemLocks;
 pub use ofd::OfdLocks;
 pub use sanlock::SanlockLocks;
 
-use crate::sys::effect::{bug, history};
+use crate::sys::effect::{bug, history, only_looks};
 use crate::sys::sanlock::SanlockError;
 use crate::sys::{Cancel, Class};
 use serde::{Deserialize, Serialize};
@@ -334,7 +334,7 @@ impl Drop for DomainLock {
 pub fn owner_lease(locks: &dyn LockBackend, job: JobId) -> Result<OwnerLease, LockError> {
     let id = LeaseId::Owner(job);
     let wrong = bug("skip-owner-lease").then(|| LeaseId::Probe(job.to_string()));
-    Ok(OwnerLease { held: locks.try_acquire(wrong.as_ref().unwrap_or(&id), Mode::Exclusive)?, id })
+    Ok(OwnerLease { held: acquire(locks, wrong.as_ref().unwrap_or(&id), Mode::Exclusive)?, id })
 }
 
 /// Takes leases on several slabs, all or none. A slab wanted in two modes is taken exclusively.
@@ -376,6 +376,29 @@ pub fn wait_dead(limit: Option<Duration>) {
 
 static WAITED: AtomicU64 = AtomicU64::new(0);
 
+/// Takes it; who only plans looks whether it could.
+fn acquire(locks: &dyn LockBackend, id: &LeaseId, mode: Mode) -> Result<Box<dyn Held>, LockError> {
+    if !only_looks() {
+        return locks.try_acquire(id, mode);
+    }
+    // Who reads does not mind others who do; sanlock would write it down.
+    let reads = || mode == Mode::Shared && locks.name() != sanlock::NAME;
+    if locks.is_held(id)? && !(reads() && locks.try_acquire(id, mode).is_ok()) {
+        return Err(LockError::Busy(id.clone()));
+    }
+    Ok(Box::new(Looked))
+}
+
+/// A lease that was only looked at.
+#[derive(Debug)]
+struct Looked;
+
+impl Held for Looked {
+    fn still_held(&self) -> Result<(), LockError> {
+        Ok(())
+    }
+}
+
 fn retry(
     locks: &dyn LockBackend,
     id: &LeaseId,
@@ -387,7 +410,8 @@ fn retry(
     let (mut end, waits) = (end, end > begin);
     let dead = *WAIT_DEAD.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
-        match locks.try_acquire(id, mode) {
+        match acquire(locks, id, mode) {
+            Err(e) if only_looks() => return Err(e),
             // Whoever waits at all waits for a dead host to be known as one.
             Err(LockError::Dying { wait, .. })
                 if waits && Instant::now() < end.max(begin + dead.unwrap_or(wait)) =>

@@ -9,6 +9,7 @@ use crate::engine::{Engine, EngineError};
 use crate::lock::reach::{self, Locks};
 use crate::lock::{LeaseId, LockBackend, LockError, MemLocks, OfdLocks, SanlockLocks, sanlock};
 use crate::obs;
+use crate::sys::effect::only_looks;
 use crate::sys::fs::Dir;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -40,7 +41,7 @@ impl Domain {
     pub fn open_dir(path: &Path) -> Result<Domain> {
         let d = Self::inspect(path)?;
         d.usable()?;
-        d.one_host(true)?;
+        d.one_host(!only_looks())?;
         Ok(d)
     }
 
@@ -126,6 +127,24 @@ impl Domain {
             init(&engine, engine.lock_backend())?;
         }
         Self::open_dir(path)
+    }
+
+    /// For plans: a directory that would be made a domain first. Nobody has locks there yet.
+    pub fn to_be(path: &Path) -> Result<Domain> {
+        let engine = FileEngine::open(path)?;
+        let header = Header {
+            format: FORMAT,
+            id: uuid::Uuid::now_v7(),
+            compat: Vec::new(),
+            incompat: Vec::new(),
+            engine: engine.name().to_owned(),
+            lock: engine.lock_backend().to_owned(),
+            host: None,
+            area: 0,
+            created: String::new(),
+        };
+        let place = path.display().to_string();
+        Ok(Domain { place, header, engine: Box::new(engine), locks: Box::new(MemLocks::default()) })
     }
 
     /// As `init_dir`, with this lock backend. A domain that has another keeps it and is refused.

@@ -3,6 +3,7 @@
 //! Result durable, then the job's state, then the event; a failed log write fails nothing.
 
 use super::event::{Event, What};
+use super::plan::Plan;
 use super::record::Who;
 use super::turn::{self, Copies};
 use crate::data;
@@ -37,6 +38,8 @@ pub struct Jobs {
     pub cancel: Cancel,
     pub waits: Waits,
     pub copies: Copies,
+    /// Nothing is done, listed or logged; what would be done is written down here.
+    pub plan: Option<Plan>,
 }
 
 /// What a job is about.
@@ -211,6 +214,9 @@ impl Jobs {
     /// The record appears complete and locked: it is made aside and renamed.
     #[expect(clippy::disallowed_methods, reason = "the list of jobs is not storage")]
     fn list_as_running(&self, info: &JobInfo) -> io::Result<(PathBuf, ofd::Locked)> {
+        if self.plan.is_some() {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
         if !self.run.exists() {
             std::fs::create_dir_all(&self.run)?;
         }
@@ -273,6 +279,12 @@ impl Jobs {
 
     /// Writes an event; where that fails the journal is told and nobody else.
     pub fn log(&self, event: &Event) {
+        if let Some(plan) = &self.plan {
+            if let What::Warning { text } = &event.what {
+                plan.note(text);
+            }
+            return;
+        }
         if let Err(e) = obs::jsonl::prepare(&self.events.path).and_then(|()| self.events.append(event)) {
             tracing::debug!(%e, "event not logged");
         }
@@ -439,6 +451,9 @@ impl Job {
                 error,
             }
         };
+        if self.jobs.plan.is_some() {
+            return;
+        }
         let log = &self.jobs.history;
         if let Err(e) = obs::jsonl::prepare(&log.path).and_then(|()| log.append(&past)) {
             tracing::debug!(%e, "history not written");
@@ -537,6 +552,12 @@ impl data::Progress for Shared {
         self.jobs.copies.may_move()
     }
 
+    fn plan(&self, what: data::Planned) {
+        if let Some(plan) = &self.jobs.plan {
+            plan.moves(what);
+        }
+    }
+
     /// Called per block: the record is rewritten twice a second, an event sent every two seconds.
     fn add(&self, bytes: u64) {
         let mut r = self.lock();
@@ -587,6 +608,7 @@ pub(crate) mod tests {
             cancel: Cancel::default(),
             waits: Waits { lock: Duration::from_millis(300), grace: Duration::from_millis(300) },
             copies: Copies::default(),
+            plan: None,
         }
     }
 

@@ -4,6 +4,7 @@
 use super::{Domain, Result, SdmError};
 use crate::connection::Share;
 use crate::obs;
+use crate::sys::effect::only_looks;
 use crate::sys::fs::{self, Dir};
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -129,7 +130,7 @@ pub fn open_as(path: &Path, expected: Option<uuid::Uuid>, storage: Storage) -> R
     let may_make = expected.is_none() || storage == Storage::Local;
     let mount = match is_mount(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            if !may_make || wants_mount(path) {
+            if !may_make || wants_mount(path) || only_looks() {
                 return Err(not_mounted("the directory does not exist"));
             }
             make(path).map_err(|e| match e.kind() {
@@ -156,6 +157,7 @@ pub fn open_as(path: &Path, expected: Option<uuid::Uuid>, storage: Storage) -> R
             Some(id) if storage == Storage::Shared || !is_empty(path).map_err(io)? => {
                 wrong(id, "none".to_owned())
             }
+            _ if only_looks() => Domain::to_be(path),
             _ => Domain::init_dir(path),
         },
         Err(e) => Err(e),
@@ -193,6 +195,9 @@ pub fn note_share(state: &Path, key: &str, path: &Path, share: Option<&Share>) {
 }
 
 fn remember(state: &Path, key: &str, k: &Known) {
+    if only_looks() {
+        return;
+    }
     if let Err(e) = write(state, key, k) {
         tracing::debug!(%e, "datastore not remembered");
     }

@@ -20,7 +20,15 @@ fn jobs(dir: &std::path::Path) -> Jobs {
     let log = |n: &str| Log { path: dir.join(n), max_size: 1 << 20, keep: 1 };
     let waits = Waits { lock: Duration::from_secs(30), grace: Duration::from_millis(100) };
     let (run, cancel) = (dir.join("run"), Cancel::default());
-    Jobs { run, events: log("events"), history: log("history"), cancel, waits, copies: Copies::default() }
+    Jobs {
+        run,
+        events: log("events"),
+        history: log("history"),
+        cancel,
+        waits,
+        copies: Copies::default(),
+        plan: None,
+    }
 }
 
 fn start(jobs: &Jobs) -> Job {

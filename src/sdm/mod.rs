@@ -13,6 +13,7 @@ pub mod job;
 pub mod known;
 #[cfg(test)]
 mod lvm_tests;
+pub mod plan;
 pub mod proof;
 pub mod record;
 pub mod remove;
@@ -82,6 +83,8 @@ pub enum SdmError {
     Running(JobId),
     #[error("job {0} was cancelled: its object was removed while it was being made")]
     Fenced(JobId),
+    #[error("a plan of what happens on volumes is not supported yet; nothing was changed")]
+    NoPlan,
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
 }
@@ -101,7 +104,7 @@ impl SdmError {
             | SdmError::OnlyHost { .. }
             | SdmError::OtherLock { .. }
             | SdmError::Retiring(_) => Class::Refused,
-            SdmError::TooNew { .. } | SdmError::Features { .. } => Class::Unsupported,
+            SdmError::TooNew { .. } | SdmError::Features { .. } | SdmError::NoPlan => Class::Unsupported,
             SdmError::BadRecord { .. } => Class::Integrity,
             SdmError::Fenced(_) => Class::Cancelled,
             SdmError::Io { source, .. } => Class::of_io(source),

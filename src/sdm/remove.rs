@@ -6,6 +6,7 @@ use super::record::Step;
 use super::{Domain, Job, Result, SdmError, Work, settle, turn, work};
 use crate::engine::{EngineError, Name, Object, Place};
 use crate::lock::{self, LockError};
+use crate::sys::effect::only_looks;
 use std::time::{Duration, Instant};
 
 /// Stops every job that is making one of these names or something below them. Afterwards none of them
@@ -71,7 +72,7 @@ pub fn remove(domain: &Domain, job: &Job, names: &[Name], request: &str) -> Resu
     for n in names {
         there.extend(domain.engine.look(&Place::Public(n.clone()))?);
     }
-    if there.len() > 1 {
+    if there.len() > 1 || only_looks() {
         match together(domain, job, names, request) {
             // No room even for a record: then one after the other, the object first, so that a crash
             // leaves companions that the same call removes when it is made again.

@@ -6,7 +6,7 @@ use super::record::{self, Commit, Intent, Step};
 use super::{Domain, Job, Result, SdmError, work};
 use crate::engine::{Engine, EngineError, Grave, Kind, Name, Place, Record};
 use crate::lock::{self, DomainLock, JobId, LockError, OwnerLease};
-use crate::sys::effect::bug;
+use crate::sys::effect::{bug, only_looks};
 use std::time::Duration;
 
 /// Tombstones of undone slabs are numbered from here, after those of the job's own steps.
@@ -179,6 +179,9 @@ pub fn settle_all(
     source: Option<&str>,
     by: &Job,
 ) -> Result<()> {
+    if only_looks() {
+        return Ok(());
+    }
     for job in domain.engine.jobs()? {
         let touches = match commit_of(domain, job) {
             Ok(Some(c)) => c.steps.iter().any(|s| ours(s.target())),
@@ -204,7 +207,7 @@ pub fn recorded(domain: &Domain, job: &Job) -> Result<Option<Commit>> {
     if let Some(bytes) = domain.engine.record(job.id, Record::Done)? {
         return done(bytes).map(Some);
     }
-    if !domain.engine.jobs()?.contains(&job.id) {
+    if only_looks() || !domain.engine.jobs()?.contains(&job.id) {
         return Ok(None);
     }
     let dead = work::own(domain, job.id)?;
@@ -237,6 +240,9 @@ fn done_of(domain: &Domain, job: JobId) -> Option<Commit> {
 /// A later request names this object, so the answer of the job that made it reached somebody. Best
 /// effort: what is not marked now is marked by a later request, or stays in the collector's list; no verb fails for it.
 pub fn acknowledge(domain: &Domain, name: &Name, by: &Job) {
+    if only_looks() {
+        return;
+    }
     let mark = || -> Result<()> {
         let Some(now) = domain.engine.look(&Place::Public(name.clone()))? else { return Ok(()) };
         for job in domain.engine.makers(now.id, false)? {

@@ -48,6 +48,7 @@ impl Bed {
             cancel: Cancel::default(),
             waits,
             copies: Copies::default(),
+            plan: None,
         }
     }
 

@@ -7,7 +7,7 @@ use super::{Domain, Job, Result, SdmError, settle};
 use crate::data;
 use crate::engine::{Access, Engine, EngineError, Grave, Identity, Name, Object, Place, Record, Spec};
 use crate::lock::{self, DomainLock, JobId, LockError, OwnerLease};
-use crate::sys::effect::bug;
+use crate::sys::effect::{self, bug, only_looks};
 use crate::sys::{Bytes, fs};
 use std::fs::File;
 use std::io::ErrorKind;
@@ -53,6 +53,10 @@ impl<'a> Work<'a> {
         source: &str,
     ) -> Result<(Work<'a>, Vec<Object>)> {
         let mut work = Work::start(domain, job, targets, Some(source))?;
+        if let Some(plan) = &job.jobs.plan {
+            targets.iter().take(1).for_each(|name| plan.target(domain, name));
+            return Ok((work, Vec::new()));
+        }
         work.take_over(targets, source)?;
         let had = domain.engine.staged(job.id)?;
         Ok((work, had))
@@ -60,6 +64,10 @@ impl<'a> Work<'a> {
 
     fn start(domain: &'a Domain, job: &'a Job, targets: &[Name], source: Option<&str>) -> Result<Work<'a>> {
         let owner = own(domain, job.id)?;
+        if let Some(plan) = &job.jobs.plan {
+            plan.begin(domain);
+            return Ok(Work { domain, job, owner, slabs: 0, graves: 0, committed: true });
+        }
         // An earlier life of this very job id, dead now since the lease is ours.
         let before = domain.engine.jobs()?.contains(&job.id);
         let goes_on = before && source.is_some_and(|source| is_part(domain, job.id, targets, source));
@@ -122,6 +130,10 @@ impl<'a> Work<'a> {
     ) -> Result<Slab> {
         let n = self.slabs;
         self.slabs += 1;
+        if only_looks() {
+            let id = Identity { ino: 0, born: 0 };
+            return Ok(Slab { n, id, path: PathBuf::new(), file: None });
+        }
         let made = make(&*self.domain.engine, &self.owner, n);
         let id = self.unless_fenced(made)?;
         Ok(Slab { n, id, path: PathBuf::new(), file: None })
@@ -151,6 +163,13 @@ impl<'a> Work<'a> {
     /// A new slab, open for writing.
     pub fn slab(&mut self, spec: &Spec) -> Result<Slab> {
         let slab = self.stage(|e, o, n| Ok(e.create(o, n, spec)?.id))?;
+        if let (true, Spec::File(size)) = (only_looks(), spec) {
+            let path = scratch()?.join(slab.n.to_string());
+            let make = || File::options().read(true).write(true).create_new(true).open(&path);
+            let file = make().and_then(|f| f.set_len(size.0).map(|()| f));
+            let file = file.map_err(|source| SdmError::Io { what: path.display().to_string(), source })?;
+            return Ok(Slab { path, file: Some(file), ..slab });
+        }
         self.open(slab)
     }
 
@@ -181,6 +200,13 @@ impl<'a> Work<'a> {
     /// A new directory; what is put below its path is published with it.
     pub fn dir(&mut self) -> Result<Slab> {
         let mut slab = self.stage(|e, o, n| Ok(e.create(o, n, &Spec::Dir)?.id))?;
+        if only_looks() {
+            let path = scratch()?.join(slab.n.to_string());
+            let made = fs::Dir::open(&scratch()?)
+                .and_then(|d| d.mkdir(path.file_name().unwrap_or_default(), 0o700, false));
+            made.map_err(|source| SdmError::Io { what: path.display().to_string(), source })?;
+            return Ok(Slab { path, ..slab });
+        }
         // An engine without paths below directories still has directories; nobody can write there.
         slab.path = self.path(slab.n).unwrap_or_default();
         Ok(slab)
@@ -197,7 +223,7 @@ impl<'a> Work<'a> {
     pub fn parent(&mut self, dir: &Name) -> Result<()> {
         let engine = &*self.domain.engine;
         let there = || -> Result<bool> { Ok(engine.look(&Place::Public(dir.clone()))?.is_some()) };
-        if there()? {
+        if there()? || only_looks() {
             return Ok(());
         }
         let slab = self.dir()?;
@@ -227,6 +253,9 @@ impl<'a> Work<'a> {
 
     /// Makes a slab's content durable. An error is final for the slab.
     pub fn flush(&self, slab: &Slab) -> Result<()> {
+        if only_looks() {
+            return Ok(());
+        }
         match &slab.file {
             Some(f) => fs::sync_file(f, &slab.path)
                 .map_err(|source| SdmError::Io { what: format!("flushing {}", slab.path.display()), source }),
@@ -270,6 +299,10 @@ impl<'a> Work<'a> {
     /// Decides: the record becomes durable, the steps are taken under the domain lock, the first one
     /// makes the result visible. On an error nothing is visible and all is taken back.
     pub fn commit(mut self, request: &str, answer: &str, steps: Vec<Step>) -> Result<()> {
+        if let Some(plan) = &self.job.jobs.plan {
+            plan.commit(self.domain, &steps);
+            return Ok(());
+        }
         let (engine, job) = (&*self.domain.engine, self.job.id);
         let (request, answer) = (request.to_owned(), answer.to_owned());
         let (who, token) = (self.job.who(), self.owner.token()?);
@@ -327,6 +360,15 @@ impl Drop for Work<'_> {
             settle::clean_up(self.domain, &self.owner, self.job);
         }
     }
+}
+
+/// Where a plan stages.
+fn scratch() -> Result<PathBuf> {
+    let none = || SdmError::Io {
+        what: "a plan without a directory".to_owned(),
+        source: std::io::ErrorKind::NotFound.into(),
+    };
+    effect::scratch().ok_or_else(none)
 }
 
 /// Whether a job that has decided nothing was making just this of this source.

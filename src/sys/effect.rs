@@ -4,7 +4,9 @@
 
 use rustix::io::Errno;
 
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// What kind of change a step makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,15 +58,42 @@ fn pass() {
     }
 }
 
+static LOOKS: AtomicBool = AtomicBool::new(false);
+static SCRATCH: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// From now on, for the rest of the process, nothing changes but what lies below this directory, if any.
+pub fn only_look(scratch: Option<PathBuf>) {
+    *SCRATCH.lock().unwrap_or_else(PoisonError::into_inner) = scratch;
+    LOOKS.store(true, Ordering::SeqCst);
+}
+
+/// Whether this process only plans.
+pub fn only_looks() -> bool {
+    LOOKS.load(Ordering::Relaxed)
+}
+
+pub fn scratch() -> Option<PathBuf> {
+    SCRATCH.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Programs that name nothing they write to only look, too.
+fn may(effect: Effect, what: &[&Path]) -> bool {
+    let below = |p: &&Path| scratch().is_some_and(|s| p.starts_with(s));
+    !only_looks() || if what.is_empty() { effect == Effect::Child } else { what.iter().all(below) }
+}
+
 /// Runs `op`, one change of storage described by `what` (paths, for the log).
 #[cfg(not(feature = "failpoints"))]
 #[inline]
 pub fn step<T, E: Failure>(
-    _effect: Effect,
-    _what: &[&std::path::Path],
+    effect: Effect,
+    what: &[&Path],
     op: impl FnOnce() -> Result<T, E>,
 ) -> Result<T, E> {
     pass();
+    if !may(effect, what) {
+        return Err(E::of(Errno::ROFS));
+    }
     op()
 }
 
@@ -217,6 +246,9 @@ mod armed {
         op: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
         super::pass();
+        if !super::may(effect, what) {
+            return Err(E::of(Errno::ROFS));
+        }
         let arms = arms();
         let n = COUNT.fetch_add(1, Ordering::SeqCst) + 1;
         if let Some(log) = &arms.log {

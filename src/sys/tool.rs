@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open};
 
-use super::effect::{Effect, crash, step};
+use super::effect::{Effect, crash, only_looks, scratch, step};
 use super::{Cancel, Class};
 
 /// Where programs are looked for, in this order; also the `PATH` they are given.
@@ -173,7 +173,7 @@ impl<'a> Run<'a> {
 }
 
 /// What a tool said.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Output {
     pub status: i32,
     /// At most 1 MiB; `stdout_cut` when there was more.
@@ -224,6 +224,11 @@ impl Tools {
             return Err(ToolError::Deadline { tool, after: opts.deadline });
         }
         let (begin, writes) = (Instant::now(), opts.writes);
+        // A plan asks no other program, and has its files in its own directory, but for copies, which are their sources.
+        let is_copy = |p: &&Path| scratch().is_none_or(|s| !p.starts_with(s));
+        if only_looks() && (!matches!(tool, Tool::QemuImg | Tool::Ssh) || writes.iter().any(is_copy)) {
+            return Ok(Output::default());
+        }
         tracing::debug!(%tool, ?args, "tool starts");
         let sudo = [&[OsStr::new("-n"), path.as_os_str()], args].concat();
         let as_root = opts.as_root && !rustix::process::geteuid().is_root();

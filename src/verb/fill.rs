@@ -3,11 +3,11 @@
 
 use super::{Ctx, refuse};
 use crate::config::Settings;
-use crate::data::{self, HttpOptions, Sparse};
+use crate::data::{self, HttpOptions, Planned, Sparse};
 use crate::image::{self, Admit, Convert, Format, Probe, Space, Target};
 use crate::sdm::work::Slab;
 use crate::sdm::{Job, Work};
-use crate::sys::effect::{Effect, step};
+use crate::sys::effect::{Effect, only_looks, step};
 use crate::sys::fs::{self, Dir};
 use crate::sys::{Bytes, Class, copy as calls};
 use anyhow::{Context as _, Result};
@@ -65,6 +65,9 @@ pub(super) fn header(path: &Path) -> Result<Probe> {
 
 /// Looks at what a tool was to make: one that ends with status 0 has not always done its work.
 pub(super) fn made(path: &Path, format: Format, size: Bytes) -> Result<()> {
+    if only_looks() {
+        return Ok(());
+    }
     let found = header(path)?;
     if found.format.opennebula() == format.opennebula() && disk_size(&found) >= size {
         return Ok(());
@@ -80,7 +83,15 @@ pub(super) fn copy(job: &Job, work: &mut Work<'_>, source: &File, sparse: Sparse
     let file = slab.file.as_ref().context("a staged file has no file")?;
     let copied = data::copy(source, file, sparse, &job.watch())?;
     job.method(copied.method.as_str());
-    Ok(slab)
+    as_source(slab, source)
+}
+
+/// To a plan the copy is the source.
+pub(super) fn as_source(slab: Slab, source: &File) -> Result<Slab> {
+    if !only_looks() {
+        return Ok(slab);
+    }
+    Ok(Slab { path: data::path_of(source).into(), file: Some(source.try_clone()?), ..slab })
 }
 
 /// How to convert an image.
@@ -141,6 +152,11 @@ fn run(
     job.may_move()?;
     job.phase("converting");
     let watch = job.watch();
+    if only_looks() {
+        let (from, method) = (src.display().to_string(), format!("convert {} to {}", how.from, how.to));
+        watch.progress.plan(Planned { from, size: Some(how.size.0), data: None, how: method, device: None });
+        return Ok(());
+    }
     watch.progress.total(how.size.0);
     let mut last = 0;
     let mut report = |done: Bytes| {
@@ -177,6 +193,10 @@ pub(super) fn grow(
     size: Bytes,
     sparse: bool,
 ) -> Result<()> {
+    if let Some(plan) = &job.jobs.plan {
+        plan.note(format!("the new one is grown to {size}"));
+        return Ok(());
+    }
     if !format.is_raw() {
         let space = if sparse { Space::AsNeeded } else { Space::Reserved };
         ctx.qemu(job, keep).resize(path, format, size, space)?;

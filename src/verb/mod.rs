@@ -6,11 +6,13 @@ pub mod datastore;
 mod fill;
 mod group;
 mod hold;
+mod plan;
 mod snaps;
 mod stage;
 mod stream;
 pub mod tm;
 
+pub use plan::Planning;
 pub use tm::live::guard::COMMAND as GUARD;
 pub use tm::live::note::{Found, tend};
 pub use tm::live::watch::{charge, recover, serve as guard};
@@ -96,12 +98,18 @@ pub fn copies(s: &Settings) -> turn::Limits {
 
 /// Runs a verb to its end. Where it has to move data and has no turn, it has taken back what it did: it waits
 /// without anything in its hands, and begins again. `domains`: those that it worked in.
-pub fn in_turn<T>(
+pub fn in_turn<T: Default>(
     job: &Job,
     domains: impl FnOnce() -> Result<Vec<Domain>, SdmError>,
     mut run: impl FnMut() -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
     let done = run();
+    if let (Err(e), Some(plan)) = (&done, &job.jobs.plan)
+        && plan::is_end(e)
+    {
+        plan.note(DataError::Planned.to_string());
+        return Ok(T::default());
+    }
     if !done.as_ref().is_err_and(wants_turn) {
         return done;
     }

@@ -85,6 +85,7 @@ mod oned_server;
 mod oracle;
 mod packages;
 mod pause;
+mod plans;
 mod power;
 mod progress;
 mod proof;

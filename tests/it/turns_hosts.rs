@@ -1,5 +1,6 @@
-//! Turns of transfers between hosts, on the bed of hosts.
+//! Turns and plans of transfers between hosts, on the bed of hosts.
 
+use crate::bed;
 use crate::hosts::Cloud;
 use crate::runner::{self, Kind, STORES, Vm};
 use crate::tm::deploy;
@@ -72,4 +73,42 @@ fn moves_in_opposite_directions_take_turns_and_both_end() {
         let there = |p: &str| cloud.inside(host, || Path::new(p).exists());
         assert!(there(&format!("{STORES}/101/{id}/disk.0")) && !there(&format!("{STORES}/101/{}", 3 - id)));
     }
+}
+
+#[test]
+fn a_plan_of_a_move_asks_both_hosts_and_changes_nothing_on_any() {
+    let cloud = runner::cloud_for("ssh");
+    let [one, _two] = two(&cloud);
+    let words = mv(&cloud, &one, "h2");
+    let at = words.iter().position(|w| w.ends_with("/tm/ssh/mv")).unwrap();
+    let program = bed::program().display().to_string();
+    let plan = [
+        &words[..at],
+        &[program, "--plan".into(), "--json".into(), "--as".into(), "tm/ssh/mv".into(), "--".into()],
+        &words[at + 1..],
+    ]
+    .concat();
+    let tree = |host: &str| {
+        // The agent's own place is not the plan's matter.
+        let find = ["find", "/var/lib/one/datastores", "/var/lib/one/onesdm", "/run/one", "/var/log/one"];
+        let find = [
+            &find[..],
+            &["-not", "-path", "/run/one/onesdm", "-not", "-path", "*/agents*", "-printf", "%p %i %T@ %l\\n"],
+        ]
+        .concat();
+        cloud.command(host, &find).output().unwrap().stdout
+    };
+    let before = ["fe", "h1", "h2"].map(tree);
+    let out = runner::output(&cloud, &plan);
+    let doc: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {out:?}"));
+    for (was, host) in before.iter().zip(["fe", "h1", "h2"]) {
+        assert_eq!(String::from_utf8_lossy(was), String::from_utf8_lossy(&tree(host)), "{host}");
+    }
+    assert_eq!(doc["refused"], Value::Null, "{doc}");
+    let has = |list: &str, key: &str, what: &str| {
+        doc[list].as_array().unwrap().iter().any(|e| e[key].as_str().unwrap_or_default().contains(what))
+    };
+    assert!(has("moves", "how", "send") && has("moves", "from", "/101/1/disk.0"), "{doc}");
+    assert!(has("names", "name", "/101/1") && doc["space"].as_array().unwrap().len() == 1, "{doc}");
+    assert!(doc["notes"].to_string().contains("straight from host h1 to host h2"), "{doc}");
 }

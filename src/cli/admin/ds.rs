@@ -2,7 +2,7 @@
 
 use super::World;
 use crate::cli::table::{self, Role};
-use crate::cli::{render, world};
+use crate::cli::{plan, render, world};
 use crate::config::Env;
 use crate::one::DsDump;
 use crate::sys::Class;
@@ -12,7 +12,7 @@ use clap::ArgMatches;
 use serde_json::json;
 use std::fmt::Write as _;
 
-pub fn run(env: &Env, w: &World, m: &ArgMatches, job: Option<&str>, as_json: bool) -> Result<u8> {
+pub fn run(env: &Env, w: &mut World, m: &ArgMatches, job: Option<&str>, as_json: bool) -> Result<u8> {
     let Some((name, m)) = m.subcommand() else { return Ok(Class::Usage.status()) };
     let name = name.replace('-', "_");
     let def = table::VERBS.iter().find(|v| v.role == Role::Datastore && v.name == name);
@@ -20,6 +20,9 @@ pub fn run(env: &Env, w: &World, m: &ArgMatches, job: Option<&str>, as_json: boo
     let dump = DsDump::parse(message(m)?.as_bytes())?;
     let req = dump.request(&w.config.settings.paths.datastores)?;
     let (id, repeatable) = world::job_id(env, job)?;
+    if def.moves_data() && m.get_flag("plan") {
+        return plan::run(w, as_json, |w| w.run(env, def, (id, repeatable), &req));
+    }
     let answer = w.run(env, def, (id, repeatable), &req)?;
     if as_json {
         render::json(&json!({ "job": id, "answer": answer }))?;

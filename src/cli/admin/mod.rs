@@ -57,7 +57,8 @@ pub fn run(env: &Env, argv: Vec<OsString>) -> Result<u8> {
             )
         })?;
         let args = m.get_many::<OsString>("args").into_iter().flatten().cloned().collect();
-        return super::run_verb(env, &Invocation { args, job, set, ..call });
+        let call = Invocation { args, job, set, plan: m.get_flag("plan"), ..call };
+        return if call.plan { super::plan::verb(env, &call, json) } else { super::run_verb(env, &call) };
     }
     // What needs no world, and so no settings that could be wrong.
     match m.subcommand() {
@@ -79,7 +80,7 @@ pub fn run(env: &Env, argv: Vec<OsString>) -> Result<u8> {
         Some(("doctor", m)) => return super::doctor::run(env, set, m, json),
         Some(_) => {}
     }
-    let world = World::new(env, BTreeMap::new(), set)?;
+    let mut world = World::new(env, BTreeMap::new(), set)?;
     for w in world.config.warnings() {
         render::log("WARN", "onesdm", w);
     }
@@ -96,7 +97,7 @@ pub fn run(env: &Env, argv: Vec<OsString>) -> Result<u8> {
         Some(("domain", m)) => domain::run(&world, m, json),
         Some(("config", m)) => config(&world, m, json),
         Some(("host", m)) => super::agent::probe(&world, m, json),
-        Some(("ds", m)) => ds::run(env, &world, m, job.as_deref(), json),
+        Some(("ds", m)) => ds::run(env, &mut world, m, job.as_deref(), json),
         Some(("monitord", m)) => super::monitord::run(&world, m),
         Some(("install", m)) => super::install::run(&world, m, json),
         _ => Err(refuse(Class::Usage, "no such command (see `onesdm --help`)")),

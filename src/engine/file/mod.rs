@@ -8,6 +8,7 @@ use super::{
     Object, Place, Record, Result, Spec, Usage,
 };
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
+use crate::sys::effect::{only_looks, scratch};
 use crate::sys::fs::{self, Dir, Entry};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
@@ -79,7 +80,15 @@ impl FileEngine {
 
     fn sub(&self, rel: impl AsRef<Path>) -> Result<Dir> {
         let rel = rel.as_ref();
-        self.root.sub(rel).map_err(io_error(self.root.path().join(rel).display()))
+        let found = match self.root.sub(rel) {
+            // A plan for what is to be a domain: there is nothing in its area.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && only_looks() && rel.starts_with(AREA) => {
+                let empty = scratch().unwrap_or_default().join("area");
+                std::fs::create_dir_all(&empty).and_then(|()| Dir::open(&empty))
+            }
+            found => found,
+        };
+        found.map_err(io_error(self.root.path().join(rel).display()))
     }
 
     fn spot(&self, at: &Place) -> Result<Spot> {

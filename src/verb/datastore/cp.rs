@@ -3,7 +3,7 @@
 //! before the last step. Contract 2.4; seed 002.
 
 use super::{Ctx, Ds, block};
-use crate::data::{FetchOptions, Source, archive, fetch};
+use crate::data::{DataError, FetchOptions, Source, archive, fetch};
 use crate::engine::Name;
 use crate::image::{self, Format, probe};
 use crate::one::{self, BlockDevices, DirPolicy, DsRequest, ImagePath};
@@ -84,8 +84,16 @@ fn fetched<'d>(
     let mut work = Work::begin(&ds.domain, ds.job, std::slice::from_ref(place))?;
     let slab = work.file(Bytes(0))?;
     let file = slab.file.as_ref().context("a staged file has no file")?;
-    let fetched = fetch::fetch(source, file, opts, &ds.job.watch())?;
+    let fetched = fetch::fetch(source, file, opts, &ds.job.watch()).inspect_err(|e| {
+        if let (DataError::Planned, Some(plan)) = (e, &ds.job.jobs.plan) {
+            plan.target(&ds.domain, place);
+        }
+    })?;
     ds.job.method(fetched.method.as_str());
+    let slab = match source {
+        Source::File(source) => fill::as_source(slab, source)?,
+        Source::Http(_) => slab,
+    };
     Ok((work, slab))
 }
 

@@ -46,6 +46,7 @@ impl Bed {
             cancel: Cancel::default(),
             waits: Waits { lock: Duration::from_millis(100), grace: Duration::from_millis(100) },
             copies: Copies::default(),
+            plan: None,
         };
         std::fs::write(dir.path().join("a"), "content a").unwrap();
         std::fs::write(dir.path().join("b"), "content b, longer").unwrap();

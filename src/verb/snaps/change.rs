@@ -1,12 +1,13 @@
 //! Changing layers: new ones, one in the place of two, one taken out, all of them copied.
 
 use super::{Layer, Snaps, children, marker_text};
-use crate::data::{self, Sparse};
+use crate::data::{self, Planned, Sparse};
 use crate::engine::{EngineError, Name};
 use crate::image::{Backing, Format, Names, Rebase};
 use crate::sdm::record::Step;
 use crate::sdm::work::Slab;
 use crate::sdm::{SdmError, Work, remove, settle};
+use crate::sys::effect::only_looks;
 use crate::sys::{Bytes, fs};
 use crate::verb::fill::{self, disk_size};
 use anyhow::{Context as _, Result};
@@ -199,6 +200,10 @@ impl Snaps<'_> {
         self.job.phase("merging");
         for child in of {
             let path = self.path(&child.name)?;
+            if only_looks() {
+                self.job.watch().progress.plan(Planned::file(&fill::open(&self.path(file)?)?, "merge")?);
+                continue;
+            }
             let opened = File::options().read(true).write(true).open(&path);
             let opened = opened.with_context(|| format!("opening {}", path.display()))?;
             let backing = under.as_ref().map(|b| (b.name.as_os_str(), b.format.unwrap_or(Format::Qcow2)));

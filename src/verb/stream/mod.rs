@@ -16,6 +16,7 @@ use crate::one::ImagePath;
 use crate::sdm::Job;
 use crate::sdm::record::request_digest;
 use crate::sys::Class;
+use crate::sys::effect::only_looks;
 use anyhow::{Context as _, Result};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
@@ -48,9 +49,12 @@ pub(super) fn give(
 ) -> Result<Option<String>> {
     let (link, watch) = (peer(ctx)?, job.watch());
     let gone = || DataError::Gone { doing: "sending" };
-    let mut sink = |block| link.send(block).map_err(|_| gone());
+    let mut sink = |block| if only_looks() { Ok(()) } else { link.send(block).map_err(|_| gone()) };
     job.phase("sending");
     let mut sender = Sender::begin(source, limit, &watch, &mut sink)?;
+    if only_looks() {
+        return entries(&mut sender).map(|()| None);
+    }
     if !sender.wanted(|| link.receive().ok().flatten().ok_or_else(gone))? {
         return Ok(None);
     }
@@ -78,6 +82,9 @@ impl<'a> Incoming<'a> {
         let limits = Limits { entries: ENTRIES, size: admit(ctx).max_size.0 };
         let (link, receiver) = (peer(ctx)?, Receiver::new(limits, watch));
         let mut stream = Incoming { link, job, receiver, source: String::new() };
+        if only_looks() {
+            return Ok(stream);
+        }
         job.phase("receiving");
         match stream.next(&mut Nothing)? {
             Received::Begun { source } => Ok(Incoming { source, ..stream }),
@@ -104,6 +111,9 @@ impl<'a> Incoming<'a> {
 
     /// All of it, except for what is here.
     pub fn take(mut self, have: Have, land: &mut impl Land<Error = anyhow::Error>) -> Result<()> {
+        if only_looks() {
+            return Err(DataError::Planned.into());
+        }
         self.answer(have, true)?;
         self.job.phase("receiving");
         while !matches!(self.next(land)?, Received::Ended { .. }) {}

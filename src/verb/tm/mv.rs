@@ -9,18 +9,19 @@ use super::op::Mv;
 use super::place::Spot;
 use super::tree::{self, Seen};
 use super::{At, Tm};
-use crate::data::{self, Algo, Method, Sparse};
+use crate::data::{self, Algo, Method, Planned, Sparse};
 use crate::lock::{Mode, SlabLease};
 use crate::sdm::event::What;
 use crate::sdm::record::request_digest;
 use crate::sdm::{Work, settle};
 use crate::sys::Class;
-use crate::sys::effect::{Effect, bug, step};
+use crate::sys::effect::{Effect, bug, only_looks, step};
 use crate::sys::fs::{self, Dir, Entry, Kind};
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
 use std::ffi::OsStr;
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 pub(super) fn run(tm: &Tm<'_>, op: &Mv) -> Result<()> {
@@ -135,6 +136,13 @@ impl Move<'_> {
     fn file(&self, from: &Dir, to: &Dir, e: &Entry) -> Result<()> {
         use std::io::ErrorKind as K;
         let (name, path): (&OsStr, _) = (&e.name, to.path().join(&e.name));
+        if only_looks() {
+            let source = from.open_file(Path::new(name), false)?;
+            let one = source.metadata()?.dev() == self.dst.spot.dir.metadata()?.dev();
+            let what = Planned::file(&source, if one { "link" } else { "copy" })?;
+            self.tm.job.watch().progress.plan(what);
+            return Ok(());
+        }
         match from.link(name, to, name) {
             Ok(()) => return Ok(()),
             Err(e)

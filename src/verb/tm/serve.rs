@@ -12,9 +12,9 @@ use crate::sdm::event::What;
 use crate::sdm::job::{Topic, Waits};
 use crate::sdm::known::{self, Storage};
 use crate::sdm::{Domain, Groups, Job, Jobs, SdmError, gc, group};
-use crate::sys::{Bytes, Class, Tools, user};
+use crate::sys::{Bytes, Class, Tools, effect, user};
 use crate::verb::{
-    Ctx, class_of, connect, copies, gc_policy, in_turn, is_no_space, one_line, refuse, stopped,
+    Ctx, Planning, class_of, connect, copies, gc_policy, in_turn, is_no_space, one_line, refuse, stopped,
 };
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
@@ -41,6 +41,9 @@ pub struct Request {
     /// What is to be mounted first.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub shares: BTreeMap<i64, Share>,
+    /// It is not to be done: the answer's text is a `Draft` of what it would do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plan: bool,
 }
 
 /// What came of it.
@@ -150,7 +153,7 @@ impl Server<'_> {
         let id: JobId =
             job.parse().map_err(|_| refuse(Class::Usage, format!("job id {job:?} is no UUID")))?;
         let settings = request.settings.clone().over(self.settings, request.op.object());
-        for found in tend(self.jobs, false) {
+        for found in if request.plan { Vec::new() } else { tend(self.jobs, false) } {
             link.log(true, &found.text);
         }
         let ask = Ask { server: self, request: &request, settings: &settings, link };
@@ -159,7 +162,12 @@ impl Server<'_> {
         }
         let waits = Waits { lock: settings.lock.wait, grace: settings.cancel.grace };
         let copies = self.jobs.copies.with(copies(&settings));
-        let jobs = Jobs { cancel: link.cancel().clone(), waits, copies, ..self.jobs.clone() };
+        let planning = request
+            .plan
+            .then(|| Planning::begin(self.jobs.run.parent().unwrap_or(self.state)))
+            .transpose()?;
+        let plan = planning.as_ref().map(|p| p.plan.clone());
+        let jobs = Jobs { cancel: link.cancel().clone(), waits, copies, plan, ..self.jobs.clone() };
         let topic = Topic { verb: request.verb.clone(), quiet: request.op.only_reads(), ..Topic::default() };
         let job = jobs.start(id, topic);
         job.object(request.op.object());
@@ -177,6 +185,10 @@ impl Server<'_> {
         match &done {
             Ok(_) => job.succeed(),
             Err(e) => job.fail(class_of(e), &one_line(e)),
+        }
+        if let Some(planning) = &planning {
+            let text = serde_json::to_string(&planning.draft(done.map(|reply| reply.text)))?;
+            return Ok(Reply { text, ..Reply::default() });
         }
         done
     }
@@ -219,7 +231,7 @@ impl Ask<'_> {
         let (tools, jobs) = (self.server.tools, &job.jobs);
         // Before we become the owner of what is mounted.
         let connections = Connections { state: self.server.state, tools, cancel: job.cancel() };
-        for (ds, share) in &self.request.shares {
+        for (ds, share) in self.request.shares.iter().filter(|_| job.jobs.plan.is_none()) {
             connect(&connections, *ds, share, &self.settings.paths.datastores.join(ds.to_string()))?;
         }
         // Asked again under the same id, it is the same request, wherever the id came from.
@@ -258,6 +270,9 @@ impl Ask<'_> {
     }
 
     fn open(&self, dir: &Path, ds: i64) -> Result<Domain, SdmError> {
+        if effect::only_looks() && group::group_of(dir).is_some() {
+            return Err(SdmError::NoPlan);
+        }
         if let Some(group) = group::group_of(dir) {
             let domain = self.groups().open(group)?;
             return known::expected(self.server.state, &ds.to_string(), dir, domain);

@@ -151,6 +151,10 @@ impl Own<'_> {
         let what = What::Vm { dir: from.clone(), to: to.clone() };
         let (told, _) = transfer(self.front, (&mut a, what), (&mut b, receive(Into::Vm { dir: to })))?;
         drop(b);
+        if let Some(plan) = &self.front.job.jobs.plan {
+            plan.note(format!("then {from} goes at its source, and is kept for a while"));
+            return Ok(());
+        }
         let retire = op::Retire { dir: from, source: told.source };
         self.front.ask_over(a, &Op::Retire(retire)).map(drop)
     }

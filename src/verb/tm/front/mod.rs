@@ -21,6 +21,7 @@ use crate::connection::Share;
 use crate::host::{Channel, Commit, Event, HostError, Hosts, Request as Call, Source};
 use crate::one::{Cloud, DatastoreDoc, HostName, Migrate, TmCall, VmDir};
 use crate::sdm::event::What;
+use crate::sdm::plan::Draft;
 use crate::sdm::{Job, known};
 use crate::sys::{Bytes, Class};
 use crate::verb::{refuse, share};
@@ -231,6 +232,7 @@ impl Front<'_> {
             shares: stores.iter().filter_map(|s| Some((s.ds, s.share.clone()?))).collect(),
             domains: stores.iter().map(|s| (s.ds, s.known.as_ref().map(|k| k.domain))).collect(),
             local: stores.iter().filter(|s| s.local).map(|s| s.ds).collect(),
+            plan: self.job.jobs.plan.is_some() && !is_here,
         };
         let body = serde_json::to_value(&request).context("writing down the request")?;
         Ok(Asked { host: host.to_owned(), is_here, stores, body })
@@ -247,6 +249,12 @@ impl Front<'_> {
         };
         let reply: Reply = serde_json::from_value(answer)
             .map_err(|e| refuse(Class::Remote, format!("host {host}: an answer that is none: {e}")))?;
+        if let Some(plan) = self.job.jobs.plan.as_ref().filter(|_| !is_here) {
+            let draft: Draft = serde_json::from_str(&reply.text).context("a plan that is none")?;
+            let (refused, answer) = (draft.refused.clone(), draft.answer.clone());
+            plan.add(draft);
+            return refused.map_or(Ok(answer), |(class, text)| Err(refuse(class, text)));
+        }
         for store in stores {
             let is_news = store.known.as_ref().is_none_or(|k| k.elsewhere && is_here);
             let is = reply.domains.get(&store.ds);

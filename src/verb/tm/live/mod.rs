@@ -34,7 +34,7 @@ use crate::image::{self, Format, Link};
 use crate::lock::Mode;
 use crate::sdm::Work;
 use crate::sdm::work::Slab;
-use crate::sys::effect::{Effect, step};
+use crate::sys::effect::{Effect, only_looks, step};
 use crate::sys::{Bytes, Class};
 use crate::verb::snaps::{Layer, marker_text};
 use crate::verb::{fill, refuse};
@@ -80,6 +80,11 @@ fn inode(path: &Path) -> Result<(u64, u64)> {
 
 impl<'a> Live<'a> {
     fn open(tm: &'a Tm<'a>, on_record: &'a op::Disk, machine: &'a Machine, mode: Mode) -> Result<Live<'a>> {
+        if only_looks() {
+            let text =
+                "a plan of what happens to a running machine is not supported yet; nothing was changed";
+            return Err(refuse(Class::Unsupported, text));
+        }
         let disk = Disk::open(tm, on_record, mode)?;
         Virsh::new(tm, machine, tm.job.cancel()).sound()?;
         Ok(Live { tm, machine, disk, on_record })

@@ -67,6 +67,7 @@ impl Bed {
             // A child of another test keeps all descriptors, leases too, until it is another program.
             waits: Waits { lock: Duration::from_secs(10), grace: Duration::from_millis(100) },
             copies: Copies::default(),
+            plan: None,
         };
         let mut config = Config::builtin().unwrap();
         config.settings.paths.datastores = dir.path().canonicalize().unwrap().join("ds");
