@@ -189,7 +189,7 @@ impl Shared {
                 state.data.clear();
                 state.next = Some(Work { id, job, body, commit });
             }
-            Frame::Control(c @ (Control::Commit { id } | Control::Abandon { id })) => {
+            Frame::Control(ref c @ (Control::Commit { id } | Control::Abandon { id })) => {
                 let yes = matches!(c, Control::Commit { .. });
                 match state.word {
                     _ if id < state.last => {}

@@ -28,11 +28,11 @@ fn request(ctx: &Ctx<'_>, message: &BTreeMap<String, String>) -> Result<DsReques
 
 pub(super) fn run(ctx: &Ctx<'_>, job: &Job, op: &Datastore) -> Result<String> {
     let request = request(ctx, &op.message)?;
-    match (op.stream, op.verb.as_str()) {
-        (true, "cp") => cp::take(ctx, &request, job, true),
-        (true, "clone") => ds_clone::take(ctx, &request, job, true),
-        (false, verb) if let Some(run) = by_name(verb) => run(ctx, &request, job),
-        (_, verb) => Err(refuse(Class::Unsupported, format!("{verb:?} on a host is not known here"))),
+    match (op.stream, op.verb.as_str(), by_name(&op.verb)) {
+        (true, "cp", _) => cp::take(ctx, &request, job, true),
+        (true, "clone", _) => ds_clone::take(ctx, &request, job, true),
+        (false, _, Some(run)) => run(ctx, &request, job),
+        (_, verb, _) => Err(refuse(Class::Unsupported, format!("{verb:?} on a host is not known here"))),
     }
 }
 
