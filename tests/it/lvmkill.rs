@@ -231,7 +231,13 @@ fn wrong_inside() {
     let scene = SCENES.iter().find(|s| s.name == "mkfs thin").unwrap();
     let p = play(&mut bed, scene, &mut Random::seeded());
     let renames = p.names.iter().enumerate().filter(|(_, c)| c.starts_with("lvrename")).map(|(n, _)| n + 1);
-    let said = renames.map(|n| point(&bed, scene, &p, &Point::Command(n, "during"), "forget-commit"));
+    // A command that goes on alone may be done before its job is dead.
+    let at = renames.flat_map(|n| ["after", "during"].map(|way| Point::Command(n, way)));
+    let said = at.map(|at| {
+        let said = point(&bed, scene, &p, &at, "forget-commit");
+        println!("{at:?} {said:?}");
+        said
+    });
     println!("caught: {}", said.into_iter().find_map(Result::err).expect("no kill showed it"));
 }
 
