@@ -204,7 +204,7 @@ fn sweep_inside() {
             wrong.push(format!("{}: {} commands, {floor:?} wanted", scene.name, p.names.len()));
         }
         let some = if full { p.points.len().checked_div(part).unwrap_or(0) } else { 2 };
-        for at in &p.points[..some] {
+        for at in p.points.iter().take(some) {
             let begin = Instant::now();
             let r = point(&bed, scene, &p, at, "");
             println!("{} {at:?} {:.1?} {r:?}", scene.name, begin.elapsed());
