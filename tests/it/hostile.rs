@@ -57,6 +57,9 @@ pub fn refused(bed: &Bed, done: &Done, statuses: &[i32], what: &str) -> String {
 /// Waits for a call and answers the most memory it held, in KiB.
 pub fn peak(mut running: Running) -> (Done, u64) {
     let status = format!("/proc/{}/status", running.pid().as_raw_nonzero());
+    // Until it is the program's own image, what is seen is the memory it shares with this process: the kernel lets a
+    // parent go on a moment before that, and the name changes a moment after.
+    let me = std::fs::read_to_string("/proc/thread-self/comm").unwrap();
     let (mut most, began) = (0, std::time::Instant::now());
     while running.is_running() {
         if began.elapsed().as_secs() > 60 {
@@ -65,7 +68,8 @@ pub fn peak(mut running: Running) -> (Done, u64) {
             panic!("a call did not end");
         }
         let text = std::fs::read_to_string(&status).unwrap_or_default();
-        let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+        let own = !text.starts_with(&format!("Name:\t{me}"));
+        let line = text.lines().find_map(|l| l.strip_prefix("VmHWM:")).filter(|_| own);
         let kib = line.and_then(|l| l.trim().split(' ').next()?.parse().ok()).unwrap_or(0);
         most = most.max(kib);
         std::thread::sleep(std::time::Duration::from_micros(500));
