@@ -339,6 +339,30 @@ fn tombstones_of_one_job_do_not_meet() {
     assert_eq!(bed.dead().len(), 3, "what goes at once is gone, what is kept is there");
 }
 
+/// A job died between the two halves of a replacement: what it replaced still lies where the new one was staged.
+#[test]
+fn what_was_replaced_is_kept_by_whoever_ends_the_job() {
+    let bed = Bed::new();
+    let [old, earlier] = ["x", "y"].map(|n| bed.make(n));
+    bed.make("y");
+    let taken = bed.other.engine.dead().unwrap().remove(0).place;
+    let Place::Dead(taken) = taken else { panic!("{taken}") };
+    let mut made = None;
+    let dead = died(&bed, "x", |work, slab| {
+        made = Some((slab.n, slab.id));
+        Some(vec![work.step_over(slab, &name("x"), true).unwrap()])
+    });
+    let (n, new) = made.unwrap();
+    let lock = settle::lock_domain(&bed.other, &bed.job(), Duration::ZERO).unwrap();
+    let half = bed.other.engine.replace(&lock, (dead, n, new), &name("x"), old, &taken);
+    assert!(matches!(half, Err(EngineError::Exists(_))), "{half:?}: the tombstone it was told has another's");
+    drop(lock);
+    assert_eq!(bed.ends(dead), settle::Settled::Finished);
+    let mut kept = bed.dead();
+    kept.sort_by_key(|(id, _)| id.ino);
+    assert_eq!((bed.id("x"), kept), (Some(new), vec![(old, true), (earlier, true)]));
+}
+
 #[test]
 fn cleaning_up_leaves_what_is_another_jobs() {
     let bed = Bed::new();

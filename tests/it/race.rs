@@ -5,6 +5,7 @@ use crate::bed::{Bed, Running, names};
 use crate::doc::{Doc, image_name};
 use crate::guest;
 use crate::oracle::{Node, Oracle, Tree};
+use crate::server::Server;
 use std::time::Duration;
 
 pub const REGTIME: u64 = 1_795_168_000;
@@ -92,6 +93,30 @@ fn rm_during_cp() {
     if done.code != Some(0) {
         done.failure(None).unwrap();
     }
+    settle(&bed, &Tree::default());
+}
+
+/// A copy that would go on for hours ends because it is asked to, not because its work is gone some time later.
+#[test]
+fn rm_asks_the_copy_to_stop() {
+    let bed = bed();
+    let server = Server::new(|_, out| {
+        out.head("200 OK", &["Content-Length: 1000000"])?;
+        while !out.is_over() {
+            out.body(b"x")?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    });
+    let dump = Doc::new(&bed, 1).image("REGTIME", REGTIME).image("PATH", server.url()).xml();
+    let mut copy = bed.ds("cp", 1, &dump).start();
+    until_staged(&bed, &mut copy);
+    let rm = Doc::new(&bed, 1).source(&bed, &image_name(REGTIME, 1)).xml();
+    let rm = bed.ds("rm", 1, &rm).run();
+    rm.ok();
+    copy.wait().fails(130);
+    // It is given ten seconds before its work is taken away.
+    assert!(rm.took < Duration::from_secs(8), "{:?}", rm.took);
     settle(&bed, &Tree::default());
 }
 
