@@ -90,6 +90,10 @@ impl Options {
 }
 
 fn main() -> Result<(), String> {
+    let words: Vec<_> = std::env::args_os().collect();
+    if words.get(1).is_some_and(|w| w == run::LAUNCH) && words.len() > 2 {
+        return run::launch(&words[2..]);
+    }
     let options = Options::parse(std::env::args().skip(1))?;
     let (places, mut missing) = place::all();
     place::clear_on_signal(&places);

@@ -1,7 +1,8 @@
 //! Starting programs and measuring them from outside: wall time, processor time, memory, system calls.
 
 use std::collections::HashSet;
-use std::io::{Read as _, Write as _};
+use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -44,27 +45,44 @@ pub struct Cost {
     pub kib: f64,
 }
 
-/// Runs a program to its end: what it took, and what it said; else what it complained of.
+/// The argument that makes this program one that starts and measures the words behind it.
+pub const LAUNCH: &str = "--launch";
+
+/// Runs a program to its end: what it took, and what it said; else what it complained of. The kernel counts the memory
+/// of whoever starts a program as the program's, so a small process does it.
 pub fn cost(command: &mut Command, stdin: &[u8]) -> Result<(Cost, String), String> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let before = moved();
-    let began = Instant::now();
-    let mut child = command.spawn().map_err(|e| format!("cannot start {command:?}: {e}"))?;
+    let mut launcher = Command::new(std::env::current_exe().unwrap());
+    launcher.arg(LAUNCH).arg(command.get_program()).args(command.get_args()).env_clear();
+    launcher.envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
+    if let Some(dir) = command.get_current_dir() {
+        launcher.current_dir(dir);
+    }
+    launcher.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = launcher.spawn().map_err(|e| format!("cannot start {launcher:?}: {e}"))?;
     let _ = child.stdin.take().unwrap().write_all(stdin);
-    let (mut out, mut err) = (String::new(), String::new());
-    let mut pipe = child.stderr.take().unwrap();
-    let complaints = std::thread::spawn(move || pipe.read_to_string(&mut err).map(|_| err));
-    child.stdout.take().unwrap().read_to_string(&mut out).unwrap();
-    let (status, usage) = wait(child.id());
-    let ms = began.elapsed().as_secs_f64() * 1e3;
-    let said = complaints.join().unwrap().unwrap();
-    if status != 0 {
+    let out = child.wait_with_output().unwrap();
+    let err = String::from_utf8_lossy(&out.stderr);
+    let (said, took) = err.trim_end().rsplit_once('\n').ok_or_else(|| err.clone().into_owned())?;
+    let took: Vec<f64> = took.split(' ').filter_map(|n| n.parse().ok()).collect();
+    let [status, ms, cpu_ms, mib, kib] = took[..] else { return Err(err.into_owned()) };
+    if status != 0.0 {
         return Err(said.trim().lines().last().unwrap_or("it says nothing").to_owned());
     }
+    Ok((Cost { ms, cpu_ms, mib, kib }, String::from_utf8_lossy(&out.stdout).into_owned()))
+}
+
+/// What the small process does: its last line on stderr is what `cost` reads.
+pub fn launch(words: &[OsString]) -> Result<(), String> {
+    let before = moved();
+    let began = Instant::now();
+    let child = Command::new(&words[0]).args(&words[1..]).spawn();
+    let (status, usage) = wait(child.map_err(|e| format!("cannot start {words:?}: {e}"))?.id());
+    let ms = began.elapsed().as_secs_f64() * 1e3;
     let spent = |t: libc::timeval| t.tv_sec as f64 * 1e3 + t.tv_usec as f64 / 1e3;
     let cpu_ms = spent(usage.ru_utime) + spent(usage.ru_stime);
     let kib = moved().saturating_sub(before) as f64 / 1024.0;
-    Ok((Cost { ms, cpu_ms, mib: usage.ru_maxrss as f64 / 1024.0, kib }, out))
+    eprintln!("\n{status} {ms} {cpu_ms} {} {kib}", usage.ru_maxrss as f64 / 1024.0);
+    Ok(())
 }
 
 /// Status and use of a child that has ended or will.
