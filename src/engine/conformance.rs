@@ -315,6 +315,11 @@ fn end(c: &Case) -> Outcome {
     c.engine.put_record(&c.owner, Record::Intent, b"i")?;
     let again = c.engine.begin(&c.owner);
     assert!(matches!(again, Err(EngineError::Exists(_))), "one area per job");
+    let mut seen = Vec::new();
+    c.engine.each_job(&mut |job, commit, intent| {
+        seen.push((job, commit.ok().flatten(), intent().ok().flatten()));
+    })?;
+    assert_eq!(seen, [(c.owner.job(), None, Some(b"i".to_vec()))]);
     c.engine.end(&c.owner)?;
     assert!(c.engine.jobs()?.is_empty());
     c.engine.end(&c.owner)?;

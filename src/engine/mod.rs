@@ -322,6 +322,11 @@ pub type Result<T> = std::result::Result<T, EngineError>;
 /// Every mutating call takes the lease that allows it. Calls under the domain lock compare the object
 /// with the identity given, act, and verify what came of it; on a mismatch they put things back and
 /// answer `Changed`. Each is one atomic step, durable only after `sync`.
+/// What a record holds, if it is there.
+pub type Recorded = Result<Option<Vec<u8>>>;
+/// Is told a job, its commit, and how its intent is had.
+pub type SeeJob<'a> = dyn FnMut(JobId, Recorded, &mut dyn FnMut() -> Recorded) + 'a;
+
 pub trait Engine: Debug + Send + Sync {
     fn name(&self) -> &'static str;
     /// The lock backend that suits this storage when nothing else is configured.
@@ -416,7 +421,14 @@ pub trait Engine: Debug + Send + Sync {
     /// Takes away a living job's intent, without which it decides nothing. Absent is not an error.
     fn fence(&self, lock: &DomainLock, job: JobId) -> Result<()>;
     /// At most 1 MiB of it; absent is not an error.
-    fn record(&self, job: JobId, record: Record) -> Result<Option<Vec<u8>>>;
+    fn record(&self, job: JobId, record: Record) -> Recorded;
+    /// Shows commit and intent of each job, for thousands of them: what has a commit needs no intent read.
+    fn each_job(&self, see: &mut SeeJob<'_>) -> Result<()> {
+        for job in self.jobs()? {
+            see(job, self.record(job, Record::Commit), &mut || self.record(job, Record::Intent));
+        }
+        Ok(())
+    }
     /// Turns the owner's commit record into a done record.
     fn close(&self, lock: &DomainLock, owner: &OwnerLease) -> Result<()>;
     fn done(&self) -> Result<Vec<Finished>>;

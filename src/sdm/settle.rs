@@ -4,9 +4,10 @@
 use super::event::What;
 use super::record::{self, Commit, Intent, Step};
 use super::{Domain, Job, Result, SdmError, work};
-use crate::engine::{Engine, EngineError, Grave, Kind, Name, Place, Record};
+use crate::engine::{Engine, EngineError, Grave, Kind, Name, Place, Record, Recorded};
 use crate::lock::{self, DomainLock, JobId, LockError, OwnerLease};
 use crate::sys::effect::{bug, only_looks};
+use serde::de::DeserializeOwned;
 use std::time::Duration;
 
 /// Tombstones of undone slabs are numbered from here, after those of the job's own steps.
@@ -64,8 +65,11 @@ pub fn commit_of(domain: &Domain, job: JobId) -> Result<Option<Commit>> {
 
 /// What a job intends, if that can be read: advice, for messages and for finding rivals.
 pub fn intent_of(domain: &Domain, job: JobId) -> Option<Intent> {
-    let bytes = domain.engine.record(job, Record::Intent).ok()??;
-    record::decode("intent", &bytes).ok()
+    decoded("intent", domain.engine.record(job, Record::Intent))
+}
+
+fn decoded<T: DeserializeOwned>(what: &str, bytes: Recorded) -> Option<T> {
+    record::decode(what, &bytes.ok()??).ok()
 }
 
 /// Undoes or finishes the dead job whose lease this is, as `by`, and removes what is left of it.
@@ -182,13 +186,18 @@ pub fn settle_all(
     if only_looks() {
         return Ok(());
     }
-    for job in domain.engine.jobs()? {
-        let touches = match commit_of(domain, job) {
-            Ok(Some(c)) => c.steps.iter().any(|s| ours(s.target())),
+    let mut touching = Vec::new();
+    domain.engine.each_job(&mut |job, commit, intent| {
+        let touches = match decoded::<Commit>("commit", commit) {
+            Some(c) => c.steps.iter().any(|s| ours(s.target())),
             // A damaged commit is in the way of what it was about, not of everything.
-            Ok(None) | Err(_) => intent_of(domain, job).is_some_and(|i| i.targets.iter().any(ours)),
+            None => decoded::<Intent>("intent", intent()).is_some_and(|i| i.targets.iter().any(ours)),
         };
-        if job == by.id || !touches || source.is_some_and(|s| part_of(domain, job, s).is_some()) {
+        touching.extend(touches.then_some(job).filter(|j| *j != by.id));
+    })?;
+    touching.sort_unstable();
+    for job in touching {
+        if source.is_some_and(|s| part_of(domain, job, s).is_some()) {
             continue;
         }
         match lock::owner_lease(&*domain.locks, job) {
@@ -233,8 +242,7 @@ pub fn buried_by(domain: &Domain, name: &Name) -> Result<Option<Commit>> {
 }
 
 fn done_of(domain: &Domain, job: JobId) -> Option<Commit> {
-    let bytes = domain.engine.record(job, Record::Done).ok()??;
-    record::decode("done", &bytes).ok()
+    decoded("done", domain.engine.record(job, Record::Done))
 }
 
 /// A later request names this object, so the answer of the job that made it reached somebody. Best

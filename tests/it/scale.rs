@@ -23,14 +23,22 @@ fn crowd(store: &Path) {
     }
 }
 
-fn calls(scene: &scenes::Scene, crowded: bool) -> usize {
+/// Jobs that died before they made anything.
+fn dead(store: &Path) {
+    for n in 1..=CROWD {
+        let job = Uuid::new_v7(uuid::Timestamp::from_unix_time(n, 0, 0, 0));
+        let dir = store.join(format!(".sdm/new/{job}"));
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join("intent.json"), "{}\n").unwrap();
+    }
+}
+
+fn calls(scene: &scenes::Scene, crowd: impl FnOnce(&Path)) -> usize {
     let bed = Bed::new();
     let store = bed.store(100);
     bed.onesdm(&["domain", "init", store.to_str().unwrap()]).run().ok();
     let stage = scene.stage(&bed);
-    if crowded {
-        crowd(&store);
-    }
+    crowd(&store);
     let file = bed.root().join("trace");
     let done = scene.call(&stage).under(&["strace", "-f", "-qq", "-o", file.to_str().unwrap()]).run();
     done.ok();
@@ -44,13 +52,22 @@ fn no_verb_counts_what_else_there_is() {
     let mut wrong = Vec::new();
     for name in cheap.into_iter().chain(named) {
         let scene = scenes::named(name);
-        let (alone, crowded) = (calls(&scene, false), calls(&scene, true));
+        let (alone, crowded) = (calls(&scene, |_| {}), calls(&scene, crowd));
         println!("{name:24} {alone:>6} {crowded:>6}");
         if crowded > alone + MORE {
             wrong.push(format!("{name}: {alone} calls alone, {crowded} with {CROWD} others"));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// It has to know whether one of them is about its object.
+#[test]
+fn a_dead_job_costs_others_a_few_calls() {
+    let scene = scenes::named("cp raw");
+    let each = (calls(&scene, dead) - calls(&scene, |_| {})) as f64 / CROWD as f64;
+    println!("{each:.1}");
+    assert!((5.0..15.0).contains(&each), "{each} calls for each dead job");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The manager's own area of a directory domain: making it, its header, its records, its reserve.
 
 use super::{AREA, EngineError, FileEngine, Result, io_error};
-use crate::engine::{Finished, Record};
+use crate::engine::{Finished, Record, SeeJob};
 use crate::lock::JobId;
 use crate::sys::fs::{self, Dir};
 use std::ffi::OsStr;
@@ -194,6 +194,21 @@ impl FileEngine {
             },
             r => read(format!("{AREA}/new/{job}"), file_name(r)),
         }
+    }
+
+    /// One directory is opened for each job, and not its parents again.
+    pub(super) fn see_jobs(&self, see: &mut SeeJob<'_>) -> Result<()> {
+        let new = self.sub(format!("{AREA}/new"))?;
+        for name in Self::names(&new)? {
+            let Some(job) = name.to_str().and_then(|n| n.parse().ok()) else { continue };
+            let dir = match new.sub(Path::new(&name)) {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                dir => dir.map_err(io_error(format_args!("the records of {job}")))?,
+            };
+            let read = |record| read_file(&dir, file_name(record));
+            see(job, read(Record::Commit), &mut || read(Record::Intent));
+        }
+        Ok(())
     }
 
     pub(super) fn commit_to_done(&self, job: JobId) -> Result<()> {

@@ -5,7 +5,7 @@ mod probe;
 
 use super::{
     Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Identity, Kind, Name,
-    Object, Place, Record, Result, Spec, Usage,
+    Object, Place, Record, Result, SeeJob, Spec, Usage,
 };
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
 use crate::sys::effect::{only_looks, scratch};
@@ -330,6 +330,10 @@ impl Engine for FileEngine {
 
     fn record(&self, job: JobId, record: Record) -> Result<Option<Vec<u8>>> {
         self.read_record(job, record)
+    }
+
+    fn each_job(&self, see: &mut SeeJob<'_>) -> Result<()> {
+        self.see_jobs(see)
     }
 
     fn close(&self, _lock: &DomainLock, owner: &OwnerLease) -> Result<()> {
