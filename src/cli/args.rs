@@ -218,7 +218,7 @@ fn datastore() -> Command {
                 .about(v.summary)
                 .arg(arg("datastore", "the datastore's directory").value_name("DIR").required(true));
             let c = c.arg(arg("datastore-id", "OpenNebula's number of the datastore").value_name("N"));
-            let c = c.args(v.moves_data().then(|| flag("plan", "say what it would do, and change nothing")));
+            let c = c.args(v.moves_data.then(|| flag("plan", "say what it would do, and change nothing")));
             match v.name {
                 "cp" | "clone" | "stat" => c
                     .arg(arg("path", "the source: a path, or an http(s) URL").required(true))

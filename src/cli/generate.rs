@@ -131,6 +131,9 @@ fn sections(v: &Verb) -> Vec<(&'static str, String)> {
         ("Locks", locks.to_owned()),
         ("Evidence", v.evidence.to_owned()),
     ];
+    if v.moves_data {
+        out.push(("Plan", "`onesdm --plan` says what it would do".to_owned()));
+    }
     if !v.variants.is_empty() {
         out.push(("Also as", v.names().skip(1).collect::<Vec<_>>().join(", ")));
     }

@@ -15,7 +15,7 @@ use serde_json::{json, to_value};
 /// A verb by its name; its message comes as from oned.
 pub fn verb(env: &Env, call: &Invocation, as_json: bool) -> Result<u8> {
     let def = table::find(call)?;
-    if !def.moves_data() {
+    if !def.moves_data {
         return Err(refuse(Class::Usage, format!("{call} moves no data, so there is nothing to plan")));
     }
     let mut planning = None;

@@ -20,7 +20,7 @@ pub fn run(env: &Env, w: &mut World, m: &ArgMatches, job: Option<&str>, as_json:
     let dump = DsDump::parse(message(m)?.as_bytes())?;
     let req = dump.request(&w.config.settings.paths.datastores)?;
     let (id, repeatable) = world::job_id(env, job)?;
-    if def.moves_data() && m.get_flag("plan") {
+    if def.moves_data && m.get_flag("plan") {
         return plan::run(w, as_json, |w| w.run(env, def, (id, repeatable), &req));
     }
     let answer = w.run(env, def, (id, repeatable), &req)?;
