@@ -99,14 +99,6 @@ impl Bed {
     /// The group with a thick image 1 and a thin one 2, and a system datastore with nothing in it.
     pub fn new() -> Bed {
         let h = Host::new();
-        for (role, verbs) in
-            [("datastore", &["snap_delete", "snap_flatten"][..]), ("tm", &["snap_delete", "mkimage"])]
-        {
-            for verb in verbs {
-                let link = h.at("var/remotes").join(role).join("lvm").join(verb);
-                std::os::unix::fs::symlink(bed::program(), link).unwrap();
-            }
-        }
         std::fs::create_dir(h.at("var/datastores/102")).unwrap();
         std::fs::write(h.at("etc/onesdm.toml"), "[lvm]\ndevices = [\"/dev/mapper/lun\"]\n").unwrap();
         root(&["bed-disk", "base"]);

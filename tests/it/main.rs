@@ -62,6 +62,7 @@ mod live_move;
 mod local;
 mod lvm;
 mod lvmbed;
+mod lvmbridge;
 mod lvmdeath;
 mod lvmfull;
 mod lvmhosts;
