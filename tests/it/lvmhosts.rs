@@ -1,7 +1,6 @@
 //! Two hosts on one volume group: verbs from both at once, and one of them killed.
 
-use crate::history;
-use crate::lvmmeet::{Blow, Here, PLACE, hosts, img, said, seed, seqno};
+use crate::lvmmeet::{Blow, Here, PLACE, changes, hosts, img, passed, said, seed, seqno};
 use crate::lvmverbs::{GROUP, Host, MIB, content, digest, read, root, volumes};
 use std::process::Output;
 use std::time::{Duration, Instant};
@@ -15,7 +14,7 @@ fn verbs_inside() {
     let before = seqno();
     meet.at(3);
     let _ = std::fs::remove_file(h.at("history"));
-    let rounds = if std::env::var("ONESDM_FULL").is_ok_and(|v| v == "1") { 8 } else { 1 };
+    let rounds = if crate::kill::full() { 8 } else { 1 };
     let (mut kept, mut step) = (Vec::new(), 3);
     let mut met = || {
         step += 1;
@@ -89,19 +88,7 @@ pub fn two(test: &'static str, blow: Option<Blow>) -> [Output; 2] {
 
 #[test]
 fn two_hosts_at_work_on_one_group_lose_nothing() {
-    let outs = two("lvmhosts::verbs_inside", None);
-    let texts = outs.map(|out| (out.status.success() && said(&out).contains("1 passed"), said(&out)));
-    for (ok, said) in &texts {
-        println!("{said}\n=======");
-        assert!(ok, "see above");
-    }
-    let all = texts.map(|t| t.1);
-    let lines = |key: &str| -> Vec<&str> {
-        all.iter().flat_map(|t| t.lines()).filter_map(|l| l.strip_prefix(key)).collect()
-    };
-    let numbers: Vec<u64> = lines("number: ")[0].split(' ').map(|n| n.parse().unwrap()).collect();
-    let (holdings, changes) = history::check(&lines("history: ").join("\n"), numbers[0], numbers[1]).unwrap();
-    println!("{holdings} holdings, {changes} changes, {} commits of the group", numbers[1] - numbers[0]);
+    let changes = changes(&passed(two("lvmhosts::verbs_inside", None)));
     assert!(changes > 40, "{changes}");
 }
 

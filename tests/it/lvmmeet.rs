@@ -2,7 +2,7 @@
 //! they share a disk, and another one by which they wait for each other.
 
 use crate::lvmverbs::{GROUP, Host, disk, root, volumes};
-use crate::{bed, vm};
+use crate::{bed, history, vm};
 use onesdm::sys::direct::{BLOCK, Direct};
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::{Path, PathBuf};
@@ -231,4 +231,24 @@ fn strike(pid: &Path, signal: Signal) {
 
 pub fn said(out: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+/// What they said, when all went well.
+pub fn passed<const N: usize>(outs: [Output; N]) -> [String; N] {
+    let well = outs.iter().all(|out| out.status.success() && said(out).contains("1 passed"));
+    let texts = outs.map(|out| said(&out));
+    println!("{}", texts.join("\n=======\n"));
+    assert!(well, "see above");
+    texts
+}
+
+/// Puts together what they wrote down of the lock; how many changes there were under it.
+pub fn changes(texts: &[String]) -> usize {
+    let lines = |key: &str| -> Vec<&str> {
+        texts.iter().flat_map(|t| t.lines()).filter_map(|l| l.strip_prefix(key)).collect()
+    };
+    let numbers: Vec<u64> = lines("number: ")[0].split(' ').map(|n| n.parse().unwrap()).collect();
+    let (holdings, changes) = history::check(&lines("history: ").join("\n"), numbers[0], numbers[1]).unwrap();
+    println!("{holdings} holdings, {changes} changes, {} commits of the group", numbers[1] - numbers[0]);
+    changes
 }

@@ -1,8 +1,7 @@
 //! Hosts on one volume group that stand still, and many that do the same at once.
 
-use crate::lvmmeet::{Blow, Here, PLACE, hosts, said, seed, seqno, watched};
-use crate::lvmverbs::{GROUP, MIB, read, root, volumes};
-use crate::{history, lvmverbs};
+use crate::lvmmeet::{Blow, Here, PLACE, changes, hosts, passed, said, seed, seqno, watched};
+use crate::lvmverbs::{GROUP, MIB, digest, read, root, volumes};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -83,13 +82,8 @@ fn pause_inside() {
 /// It is woken when the other one has ended its job and has written where it wrote.
 #[test]
 fn a_machine_that_stood_still_changes_no_metadata() {
-    let outs = hosts("lvmpause::pause_inside", ["h1", "h2"], Some(Blow::Pause(7, 8)));
-    let texts = outs.map(|out| (out.status.success() && said(&out).contains("1 passed"), said(&out)));
-    for (ok, said) in &texts {
-        println!("{said}\n=======");
-        assert!(ok, "see above");
-    }
-    let late = texts[1].1.lines().find(|l| l.starts_with("late blocks: ")).unwrap();
+    let texts = passed(hosts("lvmpause::pause_inside", ["h1", "h2"], Some(Blow::Pause(7, 8))));
+    let late = texts[1].lines().find(|l| l.starts_with("late blocks: ")).unwrap();
     println!("written by who had no lease any more: {late}");
 }
 
@@ -129,7 +123,7 @@ fn clones_inside() {
                 let args = ["fe:vg-one-100/img-one-1", "DIR/disk.0", &vm.to_string(), "100"];
                 here.tm(&(vm, doc), "clone", &args);
                 let disk = here.h.at(&format!("var/datastores/101/{vm}/disk.0"));
-                assert_eq!(read(&disk, 4 * MIB), (lvmverbs::digest(&seed(1)), true), "VM {vm}");
+                assert_eq!(read(&disk, 4 * MIB), (digest(&seed(1)), true), "VM {vm}");
             });
         }
     });
@@ -148,17 +142,5 @@ fn clones_inside() {
 /// The race that the stock driver loses: names and metadata of one group from three hosts.
 #[test]
 fn three_hosts_clone_one_image_at_once() {
-    let outs = hosts("lvmpause::clones_inside", ["h1", "h2", "h3"], None);
-    let texts = outs.map(|out| (out.status.success() && said(&out).contains("1 passed"), said(&out)));
-    for (ok, said) in &texts {
-        println!("{said}\n=======");
-        assert!(ok, "see above");
-    }
-    let all = texts.map(|t| t.1);
-    let lines = |key: &str| -> Vec<&str> {
-        all.iter().flat_map(|t| t.lines()).filter_map(|l| l.strip_prefix(key)).collect()
-    };
-    let numbers: Vec<u64> = lines("number: ")[0].split(' ').map(|n| n.parse().unwrap()).collect();
-    let (holdings, changes) = history::check(&lines("history: ").join("\n"), numbers[0], numbers[1]).unwrap();
-    println!("{holdings} holdings, {changes} changes, {} commits of the group", numbers[1] - numbers[0]);
+    changes(&passed(hosts("lvmpause::clones_inside", ["h1", "h2", "h3"], None)));
 }

@@ -58,7 +58,8 @@ n=0; until [ -S /run/sanlock/sanlock.sock ]; do n=$((n + 1)); [ $n -lt 200 ] || 
 touch /tmp/watched
 ";
 
-/// The same on one of several machines, a member of sanlock's, with a watchdog or on user-mode Linux.
+/// The same on one of several machines, a member of sanlock's, with a watchdog or on user-mode Linux; as root itself
+/// if it is long.
 pub fn host(name: &str, machine: &str, disks: &[&Path], programs: &[PathBuf], watched: bool) -> Command {
     let own = ["/usr/sbin/sanlock", "/lib/x86_64-linux-gnu/libsanlock_client.so.1", "/usr/sbin/wdmd"];
     let clock = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
@@ -66,7 +67,9 @@ pub fn host(name: &str, machine: &str, disks: &[&Path], programs: &[PathBuf], wa
     let programs: Vec<PathBuf> = own.chain(programs.iter().cloned()).collect();
     let (more, before): (&[&str], _) =
         if watched { (&["-k", "softdog"], WATCHED) } else { (&["-u"], SANLOCK) };
-    command_of(("oneadmin", more), name, machine, before, disks, &programs)
+    // `sudo` takes as long as the command that it is for.
+    let who = if crate::kill::full() { "root" } else { "oneadmin" };
+    command_of((who, more), name, machine, before, disks, &programs)
 }
 
 fn command(name: &str, machine: &str, before: &str, disks: &[&Path], programs: &[PathBuf]) -> Command {
