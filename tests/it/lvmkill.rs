@@ -197,13 +197,13 @@ fn sweep_inside() {
             break;
         }
         let mut p = play(&mut bed, scene, &mut random);
-        println!("floor: {}\t{} of {} points", scene.name, p.names.len(), p.points.len());
+        println!("floor: {}\t{}", scene.name, p.names.len());
         p.points.sort_by_cached_key(|_| random.below(1 << 20));
         let floor = FLOORS.lines().find_map(|l| l.strip_prefix(scene.name)?.strip_prefix('\t')?.parse().ok());
         if floor.is_some_and(|f| p.names.len() < f) {
             wrong.push(format!("{}: {} commands, {floor:?} wanted", scene.name, p.names.len()));
         }
-        let some = if full { p.points.len().checked_div(part).unwrap_or(0) } else { 2 };
+        let some = if full { p.points.len().div_ceil(part) } else { 2 };
         for at in p.points.iter().take(some) {
             let begin = Instant::now();
             let r = point(&bed, scene, &p, at, "");
@@ -218,6 +218,7 @@ fn sweep_inside() {
                 Err(e) => wrong.push(format!("{} {at:?}: {e}", scene.name)),
             }
         }
+        println!("played: {}\t{} of {} points", scene.name, some.min(p.points.len()), p.points.len());
         println!("so far: {sums:?}, {} wrong, {:.0?}", wrong.len(), began.elapsed());
     }
     assert!(wrong.is_empty(), "{} points were wrong:\n{}", wrong.len(), wrong.join("\n"));
