@@ -1,8 +1,9 @@
 //! A host of two dies at any step of any verb on their volume group: the verb and the step are the seed's
-//! (`ONESDM_TEST_SEED`). The other one takes over, whatever it was. `ONESDM_FULL=1`: twenty deaths.
+//! (`ONESDM_TEST_SEED`). The other one takes over, whatever it was. `ONESDM_FULL=1`: twenty lives and deaths of the
+//! first host, each in another verb, while the second one lives on.
 
 use crate::lvmhosts::two;
-use crate::lvmmeet::{Blow, Here, PLACE, img, said, seed};
+use crate::lvmmeet::{Blow, Here, LIFE, PLACE, img, said, seed};
 use crate::lvmverbs::{GROUP, MIB, content, digest, root, volumes};
 use crate::power::Random;
 use std::os::unix::process::ExitStatusExt as _;
@@ -10,8 +11,9 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-/// Datastore verbs about images 1 (thick), 2 (thin, with a snapshot) and 3, and what is VM 1's on the dying host.
-const IMAGES: [(&str, &str); 8] = [
+/// Datastore verbs about images 1 (thick), 2 (thin, with a snapshot) and 3, and what is VM 1's on the dying host: a
+/// disk with a snapshot.
+const IMAGES: [(&str, &str); 9] = [
     ("cp", "<ID>3</ID><SIZE>6</SIZE><PATH>DIR/one.raw</PATH>"),
     ("cp", "<ID>3</ID><SIZE>6</SIZE><PATH>DIR/one.raw</PATH><PERSISTENT>1</PERSISTENT>"),
     ("mkfs", "<ID>3</ID><SIZE>4</SIZE><PERSISTENT>1</PERSISTENT>"),
@@ -19,15 +21,24 @@ const IMAGES: [(&str, &str); 8] = [
     ("rm", "<SOURCE>vg-one-100/img-one-1</SOURCE>"),
     ("rm", "<SOURCE>vg-one-100/img-one-2</SOURCE>"),
     ("snap_revert", "<SOURCE>vg-one-100/img-one-2</SOURCE><TARGET_SNAPSHOT>0</TARGET_SNAPSHOT>"),
-    ("cp", "<ID>3</ID><SIZE>6</SIZE><PATH>DIR/one.raw</PATH>"),
+    ("snap_flatten", "<SOURCE>vg-one-100/img-one-2</SOURCE><TARGET_SNAPSHOT>0</TARGET_SNAPSHOT>"),
+    ("snap_delete", "<SOURCE>vg-one-100/img-one-2</SOURCE><TARGET_SNAPSHOT>0</TARGET_SNAPSHOT>"),
 ];
-const DISKS: [(&str, &[&str]); 5] = [
+const DISKS: [(&str, &[&str]); 9] = [
     ("clone", &["fe:vg-one-100/img-one-1", "DIR/disk.3", "1", "100"]),
-    ("snap_create", &["DIR/disk.0", "0", "1", "100"]),
+    ("mkswap", &["1", "DIR/disk.3", "1", "101"]),
+    ("mkimage", &["2", "raw", "DIR/disk.3", "1", "101"]),
+    ("snap_create", &["DIR/disk.0", "1", "1", "100"]),
+    ("snap_revert", &["DIR/disk.0", "0", "1", "100"]),
+    ("snap_delete", &["DIR/disk.0", "0", "1", "100"]),
     ("resize", &["DIR/disk.0", "12", "1", "100"]),
     ("cpds", &["DIR/disk.0", "vg-one-100/img-one-3", "-1", "1", "100"]),
     ("delete", &["DIR", "1", "101"]),
 ];
+
+fn lives() -> u64 {
+    if crate::kill::full() { 20 } else { 1 }
+}
 
 fn is_kept(volume: &str) -> bool {
     Path::new(volume).extension().is_some_and(|e| e == "keep")
@@ -35,16 +46,32 @@ fn is_kept(volume: &str) -> bool {
 
 /// Works, and stands still in the middle of it until the machine ends.
 fn dying(here: &Here) {
-    let (h, mut random) = (&here.h, Random::seeded());
+    let (h, life, mut random) = (&here.h, here.meet.life(), Random::seeded());
+    for _ in 0..life {
+        random.below(1);
+    }
     here.source("one.raw", &seed(1));
-    h.ok("cp", "<ID>1</ID><SIZE>6</SIZE><PATH>DIR/one.raw</PATH>");
-    h.ok("cp", "<ID>2</ID><SIZE>6</SIZE><PATH>DIR/one.raw</PATH><PERSISTENT>1</PERSISTENT>");
+    // What its other lives have left.
     let vm = here.vm(1, 2);
+    let all = volumes();
+    let is = |name: &str| all.iter().any(|v| v == name);
+    if !is("img-one-1") {
+        h.ok("cp", "<ID>1</ID><SIZE>6</SIZE><PATH>DIR/one.raw</PATH>");
+    }
+    if !is("img-one-2") {
+        h.ok("cp", "<ID>2</ID><SIZE>6</SIZE><PATH>DIR/one.raw</PATH><PERSISTENT>1</PERSISTENT>");
+    }
     here.tm(&vm, "clone", &["fe:vg-one-100/img-one-1", "DIR/disk.0", "1", "100"]);
-    here.tm(&vm, "ln", &["fe:vg-one-100/img-one-2", "DIR/disk.1", "1", "100"]);
-    here.tm(&vm, "snap_create", &["DIR/disk.1", "0", "1", "100"]);
-    here.tm(&vm, "mvds", &["DIR/disk.1", "vg-one-100/img-one-2", "1", "100"]);
-    let (n, step) = (random.below(IMAGES.len() + DISKS.len()), (1 + random.below(40)).to_string());
+    here.tm(&vm, "snap_create", &["DIR/disk.0", "0", "1", "100"]);
+    if !is("img-one-2_one_s0") {
+        here.tm(&vm, "ln", &["fe:vg-one-100/img-one-2", "DIR/disk.1", "1", "100"]);
+        here.tm(&vm, "snap_create", &["DIR/disk.1", "0", "1", "100"]);
+        here.tm(&vm, "mvds", &["DIR/disk.1", "vg-one-100/img-one-2", "1", "100"]);
+    }
+    let verbs = IMAGES.len() + DISKS.len();
+    let any = random.below(verbs);
+    let n = if lives() > 1 { usize::try_from(life).unwrap() % verbs } else { any };
+    let step = (1 + random.below(40)).to_string();
     let stop = [("ONESDM_TEST_STOP", step.as_str())];
     let mut child = if let Some((verb, image)) = IMAGES.get(n) {
         println!("dies in {verb} {image} at step {step}");
@@ -64,20 +91,17 @@ fn dying(here: &Here) {
         assert!(began.elapsed() < Duration::from_secs(300), "neither ends nor stops");
         std::thread::sleep(Duration::from_millis(20));
     }
-    println!("it stands: {}", child.try_wait().unwrap().is_none_or(|s| s.signal().is_some()));
-    here.meet.say(7);
+    let ended = child.try_wait().unwrap();
+    println!("it stands: {}", ended.is_none_or(|s| s.signal().is_some()));
+    assert!(ended.is_none_or(|s| s.success()), "it was refused");
+    here.meet.say(life * LIFE + 7);
     std::thread::sleep(Duration::from_secs(600));
 }
 
-#[test]
-#[ignore = "runs in the micro-VMs of the next test"]
-fn death_inside() {
-    let here = Here::joined();
-    if here.id == 1 {
-        return dying(&here);
-    }
+/// Takes over what the other host had, and looks at all there is.
+fn takes_over(here: &Here, life: u64) {
     let h = &here.h;
-    here.meet.wait(7);
+    here.meet.wait(life * LIFE + 7);
     let killed = Instant::now();
     h.ok("mkfs", "<ID>11</ID><SIZE>5</SIZE>");
     println!("has the lock after {:?}", killed.elapsed());
@@ -86,6 +110,7 @@ fn death_inside() {
     loop {
         let (status, text) = h.own(&["gc", PLACE]);
         assert_eq!(status, 0, "{text}");
+        println!("{text}");
         let left: Vec<String> = volumes().into_iter().filter(ours).collect();
         if left.is_empty() {
             break;
@@ -106,24 +131,38 @@ fn death_inside() {
         }
     }
     // Everything can be done with what is there, and nothing stays.
-    for image in [1, 2, 3, 11] {
-        h.ok("rm", &img(image));
+    let last = life + 1 == lives();
+    for image in if last { &[1, 2, 3, 11][..] } else { &[3, 11] } {
+        h.ok("rm", &img(*image));
     }
     let vm = (1, here.vm(1, 2).1.replace("<ID>2<", "<ID>1<"));
     here.tm(&vm, "delete", &["DIR", "1", "101"]);
     let (status, text) = h.own(&["gc", PLACE]);
     assert_eq!(status, 0, "{text}");
-    let kept = volumes().into_iter().filter(|v| !is_kept(v));
+    let images = |v: &String| v == "img-one-1" || v.starts_with("img-one-2");
+    let kept = volumes().into_iter().filter(|v| !is_kept(v) && (last || !images(v)));
     assert_eq!(kept.collect::<Vec<_>>(), ["sdm-leases", "sdm-meta"]);
     root(&["vgck", GROUP]);
+    println!("-- death {} at {:?}", life + 1, killed.elapsed());
+}
+
+#[test]
+#[ignore = "runs in the micro-VMs of the next test"]
+fn death_inside() {
+    let here = Here::joined();
+    if here.id == 1 {
+        return dying(&here);
+    }
+    for life in 0..lives() {
+        takes_over(&here, life);
+        here.meet.say((life + 1) * LIFE);
+    }
 }
 
 #[test]
 fn a_host_that_dies_at_any_step_of_any_verb_is_taken_over() {
-    for _ in 0..if crate::kill::full() { 20 } else { 1 } {
-        let outs = two("lvmdeath::death_inside", Some(Blow::Kill(7)));
-        let [first, second] = outs.map(|o| (o.status.code(), said(&o)));
-        println!("{}\n=======\n{}", first.1, second.1);
-        assert!(first.0 == Some(125) && second.0 == Some(0) && second.1.contains("1 passed"), "see above");
-    }
+    let outs = two("lvmdeath::death_inside", Some(Blow::Kill(7, lives())));
+    let [first, second] = outs.map(|o| (o.status.code(), said(&o)));
+    println!("{}\n=======\n{}", first.1, second.1);
+    assert!(first.0 == Some(125) && second.0 == Some(0) && second.1.contains("1 passed"), "see above");
 }

@@ -196,7 +196,7 @@ fn take_over_inside() {
 #[test]
 fn when_a_host_is_gone_the_other_one_ends_its_work() {
     let [first, second] =
-        two("lvmhosts::take_over_inside", Some(Blow::Kill(7))).map(|o| (o.status.code(), said(&o)));
+        two("lvmhosts::take_over_inside", Some(Blow::Kill(7, 1))).map(|o| (o.status.code(), said(&o)));
     println!(
         "{}
 =======

@@ -7,6 +7,7 @@ use onesdm::sys::direct::{BLOCK, Direct};
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 pub const PLACE: &str = "/dev/vg-one-100";
@@ -15,6 +16,8 @@ const SETTINGS: &str = "[sanlock]\nio_timeout = \"10s\"\nwithout_watchdog = true
 
 /// Past all steps.
 const FAILED: u64 = u64::MAX;
+/// Steps of the first machine's second life are this higher, and so on.
+pub const LIFE: u64 = 10_000;
 
 /// How far each of the machines is.
 pub struct Meeting {
@@ -25,6 +28,11 @@ pub struct Meeting {
 }
 
 impl Meeting {
+    /// Of the first machine when it dies again and again: which of its lives this is, as the second one counts them.
+    pub fn life(&self) -> u64 {
+        self.of(2) / LIFE
+    }
+
     fn of(&self, id: u64) -> u64 {
         let block = self.disk.read(id * BLOCK as u64, BLOCK).unwrap();
         u64::from_le_bytes(block[..8].try_into().unwrap())
@@ -96,7 +104,7 @@ impl Here {
 
     fn join(&self) {
         let h = &self.h;
-        if self.id == 1 {
+        if self.id == 1 && self.meet.life() == 0 {
             root(&["vgcreate", "-q", "-y", "-s", "1m", GROUP, "/dev/vda"]);
             let init = ["domain", "init", "--lock", "sanlock", PLACE];
             let watched = watched();
@@ -169,8 +177,8 @@ pub fn img(id: u64) -> String {
 /// What happens to the first machine, when it says that it is so far.
 #[derive(Clone, Copy)]
 pub enum Blow {
-    /// A power loss.
-    Kill(u64),
+    /// A power loss, so many times: it is started again when the second one is so many lives further.
+    Kill(u64, u64),
     /// It stands still until the second one is so far.
     Pause(u64, u64),
     /// The same, and its watchdog runs.
@@ -190,29 +198,40 @@ pub fn hosts<const N: usize>(
         vec![bed::program(), "/usr/bin/qemu-img".into(), "/usr/sbin/mkfs.ext4".into()];
     let (pid, watched) = (tmp.path().join("pid"), matches!(blow, Some(Blow::Reset(..))));
     std::thread::scope(|scope| {
-        let hosts = names.map(|name| {
+        let start = |name| {
             let mut c = vm::host(test, name, &[&lun, &mail], &programs, watched);
             if name == names[0] {
                 c.env("ONESDM_VM_PID", &pid);
             }
             scope.spawn(move || c.output().unwrap())
-        });
-        let all_ended = || hosts.iter().all(std::thread::ScopedJoinHandle::is_finished);
-        let reached = |host: usize, step: u64| {
+        };
+        let mut hosts = names.map(start);
+        let reached = |hosts: &[ScopedJoinHandle<'_, Output>], host: usize, step: u64| {
             let at = || {
                 let bytes = std::fs::read(&mail).unwrap();
                 u64::from_le_bytes(bytes[host * BLOCK..host * BLOCK + 8].try_into().unwrap())
             };
-            while at() < step && !all_ended() {
+            while at() < step && !hosts[host - 1].is_finished() {
                 std::thread::sleep(Duration::from_millis(50));
             }
-            at() >= step
+            (step..FAILED).contains(&at())
         };
         match blow {
-            Some(Blow::Kill(step)) if reached(1, step) => strike(&pid, Signal::KILL),
-            Some(Blow::Pause(step, until) | Blow::Reset(step, until)) if reached(1, step) => {
+            Some(Blow::Kill(step, lives)) => {
+                for life in 0..lives {
+                    if !reached(&hosts, 1, life * LIFE + step) {
+                        break;
+                    }
+                    strike(&pid, Signal::KILL);
+                    if life + 1 < lives && reached(&hosts, 2, (life + 1) * LIFE) {
+                        let before = std::mem::replace(&mut hosts[0], start(names[0]));
+                        println!("{}", said(&before.join().unwrap()));
+                    }
+                }
+            }
+            Some(Blow::Pause(step, until) | Blow::Reset(step, until)) if reached(&hosts, 1, step) => {
                 strike(&pid, Signal::STOP);
-                reached(2, until);
+                reached(&hosts, 2, until);
                 strike(&pid, Signal::CONT);
             }
             _ => {}
