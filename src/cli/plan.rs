@@ -6,7 +6,7 @@ use super::table::{self, Role};
 use super::world::{self, World};
 use crate::config::Env;
 use crate::data::Planned;
-use crate::sdm::plan::{Change, Draft, How};
+use crate::sdm::plan::{Change, Draft, How, Pool, Room};
 use crate::sys::{Bytes, Class};
 use crate::verb::{Planning, refuse};
 use anyhow::{Context as _, Result};
@@ -65,14 +65,19 @@ fn text(d: &Draft) -> String {
         lines.push("nothing to do: what is asked for is there (a repeat)".to_owned());
     }
     lines.extend(d.moves.iter().map(|m| format!("{:10} {}{}", m.how, m.from, sizes(m))));
-    lines.extend(d.names.iter().map(|Change { name, how }| match how {
-        How::New => format!("new        {name}"),
-        How::Replaced => format!("replaces   {name}, which is kept for a while"),
-        How::Removed => format!("removes    {name}, which is kept for a while"),
+    lines.extend(d.names.iter().map(|Change { name, how, kept }| {
+        let kept = if *kept { ", which is kept for a while" } else { "" };
+        match how {
+            How::New => format!("new        {name}"),
+            How::Replaced => format!("replaces   {name}{kept}"),
+            How::Removed => format!("removes    {name}{kept}"),
+            How::Grown => format!("grows      {name}"),
+            How::Attached => format!("attaches   {name} to the host as a device"),
+            How::Detached => format!("detaches   {name} from the host"),
+        }
     }));
-    lines.extend(
-        d.space.iter().map(|r| format!("space      {}: {} of {} are free", r.place, r.free, r.total)),
-    );
+    lines.extend(d.space.iter().map(room));
+    lines.extend(d.pools.iter().map(pool));
     lines.extend(d.notes.iter().map(|n| format!("note       {n}")));
     match &d.refused {
         Some((class, why)) => {
@@ -85,6 +90,26 @@ fn text(d: &Draft) -> String {
     }
     lines.push("nothing was changed".to_owned());
     lines.join("\n")
+}
+
+fn room(r: &Room) -> String {
+    let free = format!("space      {}: {} of {} are free", r.place, r.free, r.total);
+    let Some((takes, extent)) = r.takes.zip(r.extent) else { return free };
+    let (extents, then) = (takes.0.div_ceil(extent.0.max(1)), Bytes(r.free.0.saturating_sub(takes.0)));
+    format!("{free}; it takes {takes} ({extents} extents of {extent}), and leaves {then}")
+}
+
+fn pool(p: &Pool) -> String {
+    let size = match (p.size, p.then) {
+        (Bytes(0), then) => format!("made with {then}"),
+        (now, then) if now == then => format!("of {now}, which is enough"),
+        (now, then) => format!("grows from {now} to {then}"),
+    };
+    let used = p.used.as_ref().map(|u| {
+        let ((data, _), (tables, of)) = (u.data, u.tables);
+        format!("; {data} are used, and {tables} of {of} of its tables")
+    });
+    format!("pool       {} {size}{}", p.name, used.unwrap_or_default())
 }
 
 fn sizes(m: &Planned) -> String {

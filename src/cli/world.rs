@@ -151,12 +151,11 @@ impl World {
         let opened: RefCell<BTreeMap<i64, PathBuf>> = RefCell::default();
         let open = |dir: &Path, ds: i64| {
             opened.borrow_mut().insert(ds, dir.to_owned());
-            if plans && group::group_of(dir).is_some() {
-                return Err(SdmError::NoPlan);
-            }
             if let Some(group) = group::group_of(dir) {
                 let d = self.groups().open(group)?;
-                self.join(&d);
+                if !plans {
+                    self.join(&d);
+                }
                 return known::expected(&self.paths.state, &ds.to_string(), dir, d);
             }
             let what = || dir.display().to_string();
@@ -187,7 +186,8 @@ impl World {
             verb::in_turn(job, domains, || {
                 let mut outcome = run(&ctx, req, job);
                 // What is only kept makes room before anybody is told that there is none.
-                if outcome.as_ref().is_err_and(verb::is_no_space) && self.make_room(&open, req, job) {
+                if !plans && outcome.as_ref().is_err_and(verb::is_no_space) && self.make_room(&open, req, job)
+                {
                     outcome = run(&ctx, req, job);
                 }
                 outcome

@@ -246,7 +246,7 @@ pub struct Usage {
 }
 
 /// How full a pool is, as the host that has it open can tell.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolUse {
     pub name: String,
     /// Used, and all, of what its slabs share.
@@ -272,6 +272,11 @@ pub enum EngineError {
     Crosses(String),
     #[error("no space left for {0}")]
     NoSpace(String),
+    /// Only a plan comes to this: who works makes it a device.
+    #[error(
+        "{0} is not active on this host, and a plan activates nothing: from here on it cannot be told what would be done"
+    )]
+    Inactive(String),
     /// A process, or another host, has it open.
     #[error("{what} is in use by {by}; nothing was changed")]
     InUse { what: String, by: String },
@@ -303,7 +308,7 @@ impl EngineError {
         match self {
             EngineError::BadName { .. } => Class::Usage,
             EngineError::Absent(_) => Class::NotFound,
-            EngineError::Exists(_) | EngineError::Changed(_) => Class::Busy,
+            EngineError::Exists(_) | EngineError::Changed(_) | EngineError::Inactive(_) => Class::Busy,
             EngineError::Crosses(_) | EngineError::Unsupported { .. } => Class::Unsupported,
             EngineError::NoSpace(_) => Class::Internal,
             EngineError::InUse { .. } => Class::InUse,
@@ -341,6 +346,14 @@ pub trait Engine: Debug + Send + Sync {
     /// Whether new slabs outside pools read zero. Where they do not, their job sees to it.
     fn reads_zero(&self) -> bool {
         true
+    }
+    /// The pieces in which storage gives space, where it is not by the byte.
+    fn extent(&self) -> Result<Option<Bytes>> {
+        Ok(None)
+    }
+    /// What making this takes of the free space, as far as that can be told before.
+    fn takes(&self, _spec: &Spec) -> Result<Option<Bytes>> {
+        Ok(None)
     }
     /// The size of a slab that is asked for with this size: storage gives space in pieces.
     fn rounded(&self, size: Bytes) -> Result<Bytes> {

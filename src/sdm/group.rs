@@ -7,7 +7,7 @@ use crate::engine::lvm::{Alone, Host, LEASES, LvmEngine, Options, Peers};
 use crate::engine::{self, Access, Engine as _, EngineError};
 use crate::lock::{DomainLock, LockBackend, OfdLocks, SanlockLocks, sanlock};
 use crate::sys::fs::Dir;
-use crate::sys::{Cancel, Tools, user};
+use crate::sys::{Cancel, Tools, effect, user};
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -182,7 +182,11 @@ impl Groups {
 
     /// The directory of a group's leases on this host, with its file.
     fn leases(&self, group: &str) -> std::io::Result<Dir> {
-        let path = self.run.join("group").join(group);
+        let mut path = self.run.join("group").join(group);
+        if let Some(own) = effect::scratch().filter(|_| !path.join("leases").exists()) {
+            // For a plan: nobody has leases there.
+            path = own.join("group").join(group);
+        }
         if !path.join("leases").exists() {
             self.own()?;
             DirBuilder::new().recursive(true).mode(0o750).create(&path)?;

@@ -83,8 +83,6 @@ pub enum SdmError {
     Running(JobId),
     #[error("job {0} was cancelled: its object was removed while it was being made")]
     Fenced(JobId),
-    #[error("a plan of what happens on volumes is not supported yet; nothing was changed")]
-    NoPlan,
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
 }
@@ -104,7 +102,7 @@ impl SdmError {
             | SdmError::OnlyHost { .. }
             | SdmError::OtherLock { .. }
             | SdmError::Retiring(_) => Class::Refused,
-            SdmError::TooNew { .. } | SdmError::Features { .. } | SdmError::NoPlan => Class::Unsupported,
+            SdmError::TooNew { .. } | SdmError::Features { .. } => Class::Unsupported,
             SdmError::BadRecord { .. } => Class::Integrity,
             SdmError::Fenced(_) => Class::Cancelled,
             SdmError::Io { source, .. } => Class::of_io(source),

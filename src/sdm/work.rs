@@ -154,6 +154,12 @@ impl<'a> Work<'a> {
     /// A new slab that reads zero, open for writing.
     pub fn file(&mut self, size: Bytes) -> Result<Slab> {
         let slab = self.slab(&Spec::File(size))?;
+        if let Some(plan) = self.job.jobs.plan.as_ref().filter(|_| !self.domain.engine.reads_zero()) {
+            plan.note(format!(
+                "the new volume of {} is made to read zero first",
+                self.domain.engine.rounded(size)?
+            ));
+        }
         if let Some(file) = slab.file.as_ref().filter(|_| !self.domain.engine.reads_zero()) {
             data::zero(file, &self.job.watch())?;
         }
@@ -163,7 +169,12 @@ impl<'a> Work<'a> {
     /// A new slab, open for writing.
     pub fn slab(&mut self, spec: &Spec) -> Result<Slab> {
         let slab = self.stage(|e, o, n| Ok(e.create(o, n, spec)?.id))?;
-        if let (true, Spec::File(size)) = (only_looks(), spec) {
+        if let Some(plan) = &self.job.jobs.plan {
+            plan.makes(self.domain, spec)?;
+            let size = match spec {
+                Spec::File(size) | Spec::Thin { size, .. } => *size,
+                _ => Bytes(0),
+            };
             let path = scratch()?.join(slab.n.to_string());
             let make = || File::options().read(true).write(true).create_new(true).open(&path);
             let file = make().and_then(|f| f.set_len(size.0).map(|()| f));
@@ -189,6 +200,9 @@ impl<'a> Work<'a> {
 
     /// Space for slabs of this job, and later for others.
     pub fn pool(&mut self, size: Bytes) -> Result<Slab> {
+        if let Some(plan) = &self.job.jobs.plan {
+            plan.makes(self.domain, &Spec::Pool(size))?;
+        }
         self.stage(|e, o, n| Ok(e.create(o, n, &Spec::Pool(size))?.id))
     }
 

@@ -1,6 +1,6 @@
 //! Unbuffered reads and writes, for what several hosts look at: a page cache would show each its own past.
 
-use super::effect::{Effect, step};
+use super::effect::{Effect, only_looks, step};
 use super::fs::Dir;
 use rustix::fs::{OFlags, SeekFrom};
 use std::ffi::OsStr;
@@ -31,10 +31,10 @@ impl Direct {
         Ok(Direct { file: dir.open_direct(Path::new(name))?, path: dir.path().join(name) })
     }
 
-    /// The same of a device, by its path.
+    /// The same of a device, by its path. A plan only reads it.
     pub fn open_device(path: &Path) -> io::Result<Direct> {
         let flags = (OFlags::DIRECT | OFlags::DSYNC | OFlags::CLOEXEC).bits().cast_signed();
-        let file = File::options().read(true).write(true).custom_flags(flags).open(path)?;
+        let file = File::options().read(true).write(!only_looks()).custom_flags(flags).open(path)?;
         Ok(Direct { file, path: path.to_owned() })
     }
 

@@ -15,6 +15,7 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open};
 
 use super::effect::{Effect, crash, only_looks, scratch, step};
@@ -148,6 +149,8 @@ pub struct Run<'a> {
     /// A lease that this command needs to its end, however we end: sudo passes no descriptor on, and nobody may kill
     /// what it runs. So somebody stays behind who has the lease and waits. It is not stopped by deadline or cancel.
     pub hold: Option<BorrowedFd<'a>>,
+    /// It only looks, so that plans ask it, too.
+    pub looks: bool,
     /// By `sudo -n` when we are not root: what may be run so, and how, is the sudoers file's to say.
     pub as_root: bool,
 }
@@ -167,6 +170,7 @@ impl<'a> Run<'a> {
             ok: &[0],
             watch,
             hold: None,
+            looks: false,
             as_root: false,
         }
     }
@@ -224,9 +228,15 @@ impl Tools {
             return Err(ToolError::Deadline { tool, after: opts.deadline });
         }
         let (begin, writes) = (Instant::now(), opts.writes);
-        // A plan asks no other program, and has its files in its own directory, but for copies, which are their sources.
+        // A plan has its files in its own directory, but for copies, which are their sources. What would be written to
+        // a file is left out; whoever changes something else comes here by mistake.
         let is_copy = |p: &&Path| scratch().is_none_or(|s| !p.starts_with(s));
-        if only_looks() && (!matches!(tool, Tool::QemuImg | Tool::Ssh) || writes.iter().any(is_copy)) {
+        let asks = opts.looks || matches!(tool, Tool::QemuImg | Tool::Ssh) && !writes.iter().any(is_copy);
+        if only_looks() && !asks {
+            if writes.is_empty() {
+                let source = Errno::ROFS.into();
+                return Err(ToolError::Io { tool, what: "starting it for a plan", source });
+            }
             return Ok(Output::default());
         }
         tracing::debug!(%tool, ?args, "tool starts");

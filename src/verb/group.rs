@@ -2,13 +2,16 @@
 //! and given their names. Datastore and transfer-manager verbs share it.
 
 use super::{Ctx, fill, hold, refuse};
+use crate::data::{self, Planned};
 use crate::engine::{Access, Kind, Name, Object, Place, Spec};
 use crate::lock::{Mode, SlabLease};
 use crate::one::{Volume, volume};
 use crate::sdm::event::What;
+use crate::sdm::plan::How;
 use crate::sdm::record::Step;
 use crate::sdm::work::Slab;
 use crate::sdm::{Domain, Job, Work};
+use crate::sys::effect::only_looks;
 use crate::sys::{Bytes, Class};
 use anyhow::{Context as _, Result};
 use std::fs::File;
@@ -121,6 +124,12 @@ impl<'a> Group<'a> {
 
     /// The device of a volume for a machine of this host, made if need be.
     pub fn attach(&self, name: &Name) -> Result<()> {
+        if let Some(plan) = &self.job.jobs.plan {
+            if !self.is_active(name) {
+                plan.change(&self.domain, name, How::Attached);
+            }
+            return Ok(());
+        }
         self.domain.engine.attach(&Place::Public(name.clone()), Access::Write)?;
         Ok(())
     }
@@ -137,6 +146,22 @@ impl<'a> Group<'a> {
         done
     }
 
+    /// Copies a volume into a staged one. Its size is the group's to tell, so a plan need not open it.
+    pub fn pour(&self, from: &Name, to: &Slab) -> Result<()> {
+        let target = to.file.as_ref().context("a staged volume has no device")?;
+        let watch = self.job.watch();
+        if only_looks() {
+            let size = self.look(from)?.map(|o| o.size.0);
+            let from = format!("{}/{from}", self.domain.place);
+            watch.progress.plan(Planned { from, size, data: None, how: "copy".to_owned(), device: None });
+            return Ok(());
+        }
+        let pour = |source: &File| data::pour(source, target, &watch).map_err(Into::into);
+        let copied = self.read(from, pour).with_context(|| format!("reading {from}"))?;
+        self.job.method(copied.method.as_str());
+        Ok(())
+    }
+
     /// This host needs these volumes no longer. For who has them exclusively.
     pub fn detach(&self, names: &[Name]) {
         for name in names {
@@ -149,6 +174,12 @@ impl<'a> Group<'a> {
     pub fn release(&self, names: &[Name]) -> Result<()> {
         let active: Vec<Name> = names.iter().filter(|n| self.is_active(n)).cloned().collect();
         hold::not_in_use(&self.domain, &active)?;
+        if let Some(plan) = &self.job.jobs.plan {
+            for name in &active {
+                plan.change(&self.domain, name, How::Detached);
+            }
+            return Ok(());
+        }
         for name in names {
             self.domain.engine.detach(&Place::Public(name.clone()), Access::Write)?;
         }
@@ -178,6 +209,9 @@ impl<'a> Group<'a> {
             let slab = work.slab(&Spec::Thin { pool: Place::Public(pool), size })?;
             return Ok(Staged { slab, pool: None, shares: true });
         }
+        if let Some(plan) = &self.job.jobs.plan {
+            plan.pool(&self.domain, &pool, size);
+        }
         let pool = work.pool(size)?;
         let slab = work.slab(&Spec::Thin { pool: work.place(&pool), size })?;
         Ok(Staged { slab, pool: Some(pool), shares: false })
@@ -191,6 +225,9 @@ impl<'a> Group<'a> {
         }
         let pool = pool(v)?;
         let now = self.look(&pool)?.map_or(0, |o| o.size.0);
+        if let Some(plan) = &self.job.jobs.plan {
+            return Ok(plan.grows(&self.domain, &pool, Bytes(need.max(now)))?);
+        }
         if let Some(lease) = leases.first().filter(|_| need > now) {
             self.domain.engine.resize(lease, &Place::Public(pool), Bytes(need))?;
         }

@@ -105,9 +105,9 @@ pub fn in_turn<T: Default>(
 ) -> anyhow::Result<T> {
     let done = run();
     if let (Err(e), Some(plan)) = (&done, &job.jobs.plan)
-        && plan::is_end(e)
+        && let Some(why) = plan::end(e)
     {
-        plan.note(DataError::Planned.to_string());
+        plan.end(why);
         return Ok(T::default());
     }
     if !done.as_ref().is_err_and(wants_turn) {

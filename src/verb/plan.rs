@@ -3,7 +3,9 @@
 use super::stage::Stage;
 use super::{class_of, one_line};
 use crate::data::DataError;
+use crate::engine::EngineError;
 use crate::obs;
+use crate::sdm::SdmError;
 use crate::sdm::plan::{Draft, Plan};
 use crate::sys::effect::only_look;
 use anyhow::Result;
@@ -45,7 +47,13 @@ impl Drop for Planning {
     }
 }
 
-/// Whether a plan ended since what comes next is in content that is not there.
-pub(super) fn is_end(e: &anyhow::Error) -> bool {
-    e.chain().any(|c| matches!(c.downcast_ref(), Some(DataError::Planned)))
+/// Why a plan ended though the verb would go on: what comes next is in content that is not there, or on a volume
+/// that is no device here.
+pub(super) fn end(e: &anyhow::Error) -> Option<String> {
+    e.chain().find_map(|c| match (c.downcast_ref(), c.downcast_ref(), c.downcast_ref()) {
+        (Some(DataError::Planned), ..)
+        | (_, Some(EngineError::Inactive(_)), _)
+        | (.., Some(SdmError::Engine(EngineError::Inactive(_)))) => Some(c.to_string()),
+        _ => None,
+    })
 }

@@ -170,6 +170,11 @@ impl Bed {
 
     /// Makes a call, with a plan for its commands and more in its environment.
     pub fn run(&self, call: Call, plan: &str, env: &[(&str, &str)]) -> Ended {
+        self.run_as(&[], call, plan, env)
+    }
+
+    /// The same as a person, with these words before the verb's name.
+    pub fn run_as(&self, how: &[&str], call: Call, plan: &str, env: &[(&str, &str)]) -> Ended {
         let (log, met, pid) = (Path::new("/fault/log"), Path::new("/fault/met"), Path::new("/fault/pid"));
         for f in [log, met, pid] {
             let _ = std::fs::remove_file(f);
@@ -180,15 +185,22 @@ impl Bed {
             if plan.is_empty() { "0 none\n".to_owned() } else { format!("{plan}\n") },
         )
         .unwrap();
-        let role = self.h.at("var/remotes");
+        let command = |name: String| {
+            if how.is_empty() {
+                return self.h.command(&self.h.at("var/remotes").join(name));
+            }
+            let mut c = self.h.command(&bed::program());
+            c.args(how).args(["--as", &name, "--"]);
+            c
+        };
         let (mut c, message) = match call {
             Call::Ds(verb, image) => {
-                let mut c = self.h.command(&role.join("datastore/lvm").join(verb));
+                let mut c = command(format!("datastore/lvm/{verb}"));
                 c.arg("7");
                 (c, self.h.message(image))
             }
             Call::Tm(verb, args) => {
-                let mut c = self.h.command(&role.join("tm/lvm").join(verb));
+                let mut c = command(format!("tm/lvm/{verb}"));
                 let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
                 let at = |ds| self.stores().join(ds).join("7").display().to_string();
                 let there = format!("{}:{}", host.trim(), at("102"));

@@ -12,10 +12,10 @@ use Call::{Ds, Tm, Write};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-struct Scene {
-    name: &'static str,
-    before: &'static [Call],
-    call: Call,
+pub struct Scene {
+    pub name: &'static str,
+    pub before: &'static [Call],
+    pub call: Call,
 }
 
 const CLONE: Call = Tm("clone", &["fe:vg-one-100/img-one-1", "DIR/disk.0", "7", "100"]);
@@ -32,7 +32,7 @@ const fn scene(name: &'static str, before: &'static [Call], call: Call) -> Scene
     Scene { name, before, call }
 }
 
-const SCENES: [Scene; 26] = [
+pub const SCENES: [Scene; 26] = [
     scene("cp", &[], Ds("cp", "<ID>5</ID><SIZE>2</SIZE><PATH>DIR/one.raw</PATH>")),
     scene(
         "cp thin",

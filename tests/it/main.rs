@@ -69,6 +69,7 @@ mod lvmhosts;
 mod lvmkill;
 mod lvmmeet;
 mod lvmpause;
+mod lvmplan;
 mod lvmverbs;
 mod many;
 mod media;

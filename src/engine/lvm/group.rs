@@ -142,13 +142,13 @@ impl Group {
     }
 
     fn call(&self, tool: Tool, args: &[impl AsRef<str>], hold: Option<BorrowedFd<'_>>) -> Result<Vec<u8>> {
-        self.run(tool, &self.all_words(args), hold, true)
+        self.run(tool, &self.all_words(args), hold, (false, true))
     }
 
     /// A look at what is this host's, not the group's.
     pub(super) fn ask(&self, tool: Tool, args: &[&str], as_root: bool) -> Result<Vec<u8>> {
         let flags = if tool == Tool::LvmConfig { self.flags } else { &[] };
-        self.run(tool, &[flags, args].concat(), None, as_root)
+        self.run(tool, &[flags, args].concat(), None, (true, as_root))
     }
 
     fn run(
@@ -156,14 +156,14 @@ impl Group {
         tool: Tool,
         words: &[&str],
         hold: Option<BorrowedFd<'_>>,
-        as_root: bool,
+        (looks, as_root): (bool, bool),
     ) -> Result<Vec<u8>> {
         let words: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
         let mut out = Vec::new();
         let mut watch = |data: &[u8]| out.extend_from_slice(&data[..data.len().min(REPORT_MAX - out.len())]);
         let env: [(&str, &OsStr); 1] = [("LVM_SUPPRESS_FD_WARNINGS", OsStr::new("1"))];
         let watch = Some(&mut watch as &mut dyn FnMut(&[u8]));
-        let run = Run { as_root, hold, watch, env: &env, ..Run::new(self.deadline, &self.cancel) };
+        let run = Run { looks, as_root, hold, watch, env: &env, ..Run::new(self.deadline, &self.cancel) };
         match self.tools.run(tool, &words, run) {
             Ok(_) => Ok(out),
             Err(e) => Err(self.meaning(e)),
@@ -214,7 +214,7 @@ impl Group {
     fn look(&self) -> Result<View> {
         let damaged = |why| EngineError::Damaged { what: format!("the report on {}", self.name), why };
         for (tool, fields) in [(Tool::Lvs, view::FIELDS), (Tool::Vgs, view::GROUP_FIELDS)] {
-            let json = self.call(tool, &self.query(fields), None)?;
+            let json = self.run(tool, &self.all_words(&self.query(fields)), None, (true, true))?;
             if let Some(view) = View::parse(&json).map_err(damaged)? {
                 return Ok(view);
             }

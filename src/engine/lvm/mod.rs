@@ -27,6 +27,7 @@ use super::{
 };
 use crate::config::WipeSettings;
 use crate::lock::{self, DomainLock, LockBackend, LockError};
+use crate::sys::effect::only_looks;
 use crate::sys::{Cancel, Tools};
 use group::{Change, Group, How};
 use map::{DeviceMapper, Mapper};
@@ -122,7 +123,7 @@ impl LvmEngine {
         if self.group.view()?.named(LEASES).is_none() {
             return Err(EngineError::Absent(self.group.path(LEASES)));
         }
-        self.mapper.open(&self.group, LEASES)
+        self.device(LEASES)
     }
 
     pub fn has_leases(&self) -> Result<bool> {
@@ -175,6 +176,15 @@ impl LvmEngine {
         }
     }
 
+    /// The device of a volume, made if need be. A plan has those that are there.
+    fn device(&self, volume: &str) -> Result<PathBuf> {
+        if only_looks() {
+            let none = || EngineError::Inactive(self.group.path(volume));
+            return self.mapper.device(&self.group, volume).ok_or_else(none);
+        }
+        self.mapper.open(&self.group, volume)
+    }
+
     fn lock(&self) -> Result<DomainLock> {
         Ok(lock::domain_lock(&*self.locks, self.wait, &self.cancel)?)
     }
@@ -188,7 +198,7 @@ impl LvmEngine {
         if self.group.view()?.named(META).is_none() {
             return Err(EngineError::Absent(self.group.path(META)));
         }
-        let m = Arc::new(Meta::open(&self.mapper.open(&self.group, META)?)?);
+        let m = Arc::new(Meta::open(&self.device(META)?)?);
         *meta = Some(Arc::clone(&m));
         Ok(m)
     }

@@ -2,6 +2,7 @@
 //! this host makes them larger. Neither looks at the group.
 
 use super::group::Group;
+use super::view::View;
 use super::{Bytes, LvmEngine, PoolUse, Result};
 use crate::sys::Tool;
 
@@ -12,6 +13,16 @@ const SECTOR: u64 = 512;
 pub(super) const STATUS: [&str; 4] = ["status", "--noflush", "--target", "thin-pool"];
 const GROWTH: [&str; 4] =
     ["--typeconfig", "full", "activation/monitoring", "activation/thin_pool_autoextend_threshold"];
+
+/// What a new pool takes: itself, its tables, and as much again for their repair, which a group has once. As LVM
+/// computes it where nobody told it otherwise: 64 bytes for each 64 KiB, at least 2 MiB.
+pub(super) fn of_pool(view: &View, size: Bytes) -> Bytes {
+    let tables = |size: Bytes| LvmEngine::whole(view, Bytes((size.0 / 1024).max(2 << 20)));
+    let size = LvmEngine::whole(view, size);
+    let spare = view.volumes.iter().filter(|v| v.is_pool).map(|v| tables(v.size)).max().unwrap_or_default();
+    let more = tables(size).0.saturating_sub(spare.0);
+    Bytes(size.0.saturating_add(tables(size).0).saturating_add(more))
+}
 
 impl LvmEngine {
     /// From how many percent on dmeventd of this host makes pools larger; it knows nothing of our locks.

@@ -3,9 +3,10 @@
 use super::{
     Access, Attachment, Bytes, Capabilities, Change, Engine, EngineError, FIRST, Finished, Grave, How,
     Identity, LvmEngine, META, Name, Object, Place, PoolUse, Record, Result, Spec, Usage, Volume, map, meta,
-    view, wipe,
+    thin, view, wipe,
 };
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
+use crate::sys::effect::only_looks;
 use crate::sys::fs;
 use std::fs::File;
 
@@ -37,6 +38,19 @@ impl Engine for LvmEngine {
 
     fn reads_zero(&self) -> bool {
         false
+    }
+
+    fn extent(&self) -> Result<Option<Bytes>> {
+        Ok(Some(Bytes(self.group.view()?.extent)))
+    }
+
+    fn takes(&self, spec: &Spec) -> Result<Option<Bytes>> {
+        let view = self.group.view()?;
+        Ok(Some(match spec {
+            Spec::File(size) => Self::whole(&view, *size),
+            Spec::Pool(size) => thin::of_pool(&view, *size),
+            _ => Bytes(0),
+        }))
     }
 
     fn rounded(&self, size: Bytes) -> Result<Bytes> {
@@ -125,6 +139,9 @@ impl Engine for LvmEngine {
         if let Some(path) = self.mapper.device(&self.group, &v.name).filter(|_| ours(v)) {
             return Ok(Attachment { path });
         }
+        if only_looks() {
+            return Ok(Attachment { path: self.device(&v.name)? });
+        }
         // A device is made under the lock, or it could be made between its tag's end and a look at it.
         let lock = self.lock()?;
         let mut view = self.settled(&lock)?;
@@ -139,6 +156,9 @@ impl Engine for LvmEngine {
     }
 
     fn detach(&self, at: &Place, access: Access) -> Result<()> {
+        if only_looks() {
+            return Ok(());
+        }
         let lock = self.lock()?;
         let view = self.settled(&lock)?;
         let Some(v) = view.at(at) else { return Ok(()) };

@@ -12,7 +12,7 @@ use crate::sdm::event::What;
 use crate::sdm::job::{Topic, Waits};
 use crate::sdm::known::{self, Storage};
 use crate::sdm::{Domain, Groups, Job, Jobs, SdmError, gc, group};
-use crate::sys::{Bytes, Class, Tools, effect, user};
+use crate::sys::{Bytes, Class, Tools, user};
 use crate::verb::{
     Ctx, Planning, class_of, connect, copies, gc_policy, in_turn, is_no_space, one_line, refuse, stopped,
 };
@@ -254,6 +254,7 @@ impl Ask<'_> {
             let mut done = perform(&self.request.op, &ctx, job);
             // What is only kept makes room before anybody is told that there is none.
             if done.as_ref().is_err_and(is_no_space)
+                && job.jobs.plan.is_none()
                 && !self.request.op.streams()
                 && self.make_room(&opened(), job)
             {
@@ -270,9 +271,6 @@ impl Ask<'_> {
     }
 
     fn open(&self, dir: &Path, ds: i64) -> Result<Domain, SdmError> {
-        if effect::only_looks() && group::group_of(dir).is_some() {
-            return Err(SdmError::NoPlan);
-        }
         if let Some(group) = group::group_of(dir) {
             let domain = self.groups().open(group)?;
             return known::expected(self.server.state, &ds.to_string(), dir, domain);

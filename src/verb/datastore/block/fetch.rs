@@ -9,6 +9,7 @@ use crate::lock::Mode;
 use crate::one::{self, DsRequest, Volume};
 use crate::sdm::{Job, Work};
 use crate::sys::Class;
+use crate::sys::effect::{only_looks, scratch};
 use crate::sys::fs::Dir;
 use crate::verb::datastore::{cp as plain, fetch_options};
 use crate::verb::fill::{self, disk_size};
@@ -19,7 +20,7 @@ use anyhow::{Context as _, Result};
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Where what comes in is put meanwhile, as stock drivers do.
 const STAGING: &str = "/var/tmp";
@@ -85,8 +86,7 @@ pub fn clone(ctx: &Ctx<'_>, req: &DsRequest, job: &Job, given: bool) -> Result<S
     let size = from.there(&source)?.size;
     let mut work = b.g.begin(&v)?;
     let to = b.stage(&mut work, &leases, &v, size)?;
-    let read = |file: &File| pour(&b, &work, file, Format::Raw, &to);
-    from.read(&name(&source)?, read).with_context(|| format!("cloning {source}"))?;
+    from.pour(&name(&source)?, &to.slab).with_context(|| format!("cloning {source}"))?;
     let answer = format!("{} raw", v.source());
     b.publish(work, to, &v, (&request, &answer))?;
     Ok(answer)
@@ -101,7 +101,7 @@ fn is_plain(file: &File, opts: &FetchOptions) -> Result<bool> {
 /// A file without a name.
 fn staging(req: &DsRequest) -> Result<File> {
     let dir = req.datastore.staging_dir.as_deref().unwrap_or(STAGING);
-    let file = Dir::open(Path::new(dir)).and_then(|d| d.unnamed());
+    let file = Dir::open(&scratch().unwrap_or_else(|| dir.into())).and_then(|d| d.unnamed());
     file.with_context(|| format!("making a file in {dir} (STAGING_DIR)"))
 }
 
@@ -142,5 +142,8 @@ fn pour(b: &Block<'_>, work: &Work<'_>, file: &File, format: Format, to: &Staged
 
 /// A path to a file that has none, as long as this process lives.
 fn by_descriptor(file: &File) -> PathBuf {
+    if only_looks() {
+        return data::path_of(file).into();
+    }
     PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
 }

@@ -1,7 +1,6 @@
 //! How a disk's volume comes to be, and how its content is saved.
 
 use super::Disk;
-use crate::data;
 use crate::engine::Name;
 use crate::lock::Mode;
 use crate::one::Volume;
@@ -10,8 +9,7 @@ use crate::sys::{Bytes, Class};
 use crate::verb::blank::Blank;
 use crate::verb::group::{Group, Staged, lease_two, name};
 use crate::verb::refuse;
-use anyhow::{Context as _, Result};
-use std::fs::File;
+use anyhow::Result;
 
 fn mib(n: u64) -> Result<Bytes> {
     Bytes::mib(n).ok_or_else(|| refuse(Class::Usage, format!("a disk of {n} MiB is not possible")))
@@ -28,7 +26,7 @@ pub(super) fn clone(d: &Disk<'_>, image: &str, size_mib: Option<u64>) -> Result<
     let size = d.g.there(&image)?.size.max(mib(size_mib.unwrap_or(0))?);
     let mut work = d.g.begin(&d.v)?;
     let staged = d.g.thin(&mut work, &volumes, &d.v, size)?;
-    pour(d, &name(&image)?, &staged)?;
+    d.g.pour(&name(&image)?, &staged.slab)?;
     publish(d, work, staged)
 }
 
@@ -63,14 +61,6 @@ fn publish(d: &Disk<'_>, mut work: Work<'_>, staged: Staged) -> Result<()> {
     d.show()
 }
 
-fn pour(d: &Disk<'_>, from: &Name, staged: &Staged) -> Result<()> {
-    let target = staged.slab.file.as_ref().context("a staged volume has no device")?;
-    let pour = |source: &File| data::pour(source, target, &d.tm.job.watch()).map_err(Into::into);
-    let copied = d.g.read(from, pour).with_context(|| format!("reading {from}"))?;
-    d.tm.job.method(copied.method.as_str());
-    Ok(())
-}
-
 /// The target is the name that `mkfs` gave for `save_as`. It becomes a thick volume: whether the image will be
 /// persistent is not known by now.
 pub(super) fn save(d: &Disk<'_>, snapshot: Option<i64>, target: &str) -> Result<()> {
@@ -92,7 +82,7 @@ pub(super) fn save(d: &Disk<'_>, snapshot: Option<i64>, target: &str) -> Result<
     }
     let mut work = g.begin(&target)?;
     let staged = Group::thick(&mut work, size)?;
-    pour(d, &source, &staged)?;
+    d.g.pour(&source, &staged.slab)?;
     let steps = g.steps(&mut work, staged, &target)?;
     d.tm.ready()?;
     work.commit(&d.tm.request, "", steps)?;

@@ -87,6 +87,9 @@ pub(super) fn resize(d: &Disk<'_>, size_mib: u64) -> Result<()> {
     }
     d.tm.ready()?;
     d.g.room(&leases, &d.v, Bytes(size.0 - now.0))?;
+    if let Some(plan) = &d.tm.job.jobs.plan {
+        return Ok(plan.grows(&d.g.domain, &name(&d.v)?, size)?);
+    }
     if let Some(lease) = leases.first() {
         d.g.domain.engine.resize(lease, &Place::Public(name(&d.v)?), size)?;
     }
