@@ -434,7 +434,7 @@ pub static VERBS: &[Verb] = &[
         summary: "make a snapshot of the disk of a running VM",
         answer: "",
         meets: Meets::Again,
-        moves_data: false,
+        moves_data: true,
         locks: "the disk, or its image, exclusively",
         evidence: "success: disk.N leads to the layer that the machine writes to, above the snapshot's; for raw, the snapshot's file exists. Failure: disk.N leads where it led",
         run: Some(Run::Tm),

@@ -59,6 +59,7 @@ mod live_dead;
 mod live_hostile;
 mod live_kill;
 mod live_move;
+mod live_plan;
 mod local;
 mod lvm;
 mod lvmbed;

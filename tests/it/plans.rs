@@ -35,7 +35,7 @@ pub fn tree(dir: &Path, out: &mut BTreeMap<PathBuf, String>) {
     }
 }
 
-fn all_of(bed: &Bed) -> BTreeMap<PathBuf, String> {
+pub fn all_of(bed: &Bed) -> BTreeMap<PathBuf, String> {
     let mut out = BTreeMap::new();
     tree(bed.root(), &mut out);
     // What a plan stages lies there for a moment.

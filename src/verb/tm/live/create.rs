@@ -64,6 +64,11 @@ impl<'a> Switch<'a> {
         let link = work.link(&self.snaps.recorded_as(&self.layer).to_string_lossy())?;
         work.flush(&link)?;
         let step = work.step_to(&link, disk.at.name())?;
+        if let Some(plan) = &tm.job.jobs.plan {
+            let (target, path) = (&self.op.machine.target, path.display());
+            self.live.planned(plan, virsh, &format!("until its disk {target} goes on in {path}"))?;
+            return tm.commit(&disk.at, work, vec![step]);
+        }
         tm.job.phase("switching");
         let held = self.live.guard(virsh, For::Switch).and_then(|mut guard| guard.hold().map(|()| guard));
         let mut guard = match held {

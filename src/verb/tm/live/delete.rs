@@ -11,14 +11,16 @@ use super::super::op::SnapLive;
 use super::super::{DiskFormat, Tm, snap};
 use super::virsh::Virsh;
 use super::{Live, Open, held, inode, layer_of, staged_marker};
+use crate::data::Planned;
 use crate::engine::Name;
 use crate::lock::Mode;
 use crate::sdm::event::What;
+use crate::sdm::plan::Plan;
 use crate::sdm::record::request_digest;
 use crate::sdm::remove;
 use crate::sys::{Cancel, Class, ToolError};
-use crate::verb::refuse;
 use crate::verb::snaps::{Layer, Snaps, children};
+use crate::verb::{fill, refuse};
 use anyhow::{Context as _, Result};
 
 pub(in crate::verb::tm) fn delete(tm: &Tm<'_>, op: &SnapLive) -> Result<()> {
@@ -93,6 +95,13 @@ impl Deletion<'_> {
             return self.later(snaps);
         }
         let handle = base.map(|b| self.live.handle(b)).transpose()?;
+        if let Some(plan) = self.planned(file, "pull")? {
+            let (path, file) = (top.file.real.display(), self.file);
+            plan.end(format!(
+                "{path} gets what it has from {file}, which then goes as it would from a disk at rest"
+            ));
+            return Ok(());
+        }
         self.live.tm.job.phase("pulling");
         self.work(self.virsh.pull(handle.as_deref(), relative))?;
         let layers = snaps.layers()?;
@@ -128,6 +137,9 @@ impl Deletion<'_> {
             let work = tm.begin(home)?;
             snaps.relieve(&work, &others, self.file)?;
         }
+        if self.planned(top, "merge")?.is_some() {
+            return self.hand_over(snaps, &upper.name, upper.n);
+        }
         self.mark_going(snaps)?;
         let relative = over.names_relatively() && top.names_relatively();
         let handles = (self.live.handle(top)?, self.live.handle(file)?);
@@ -145,6 +157,15 @@ impl Deletion<'_> {
             ));
         }
         self.hand_over(snaps, &upper.name, upper.n)
+    }
+
+    /// To a plan, what libvirt would move while the machine runs.
+    fn planned(&self, of: &Open, how: &str) -> Result<Option<&Plan>> {
+        let job = self.live.tm.job;
+        if job.jobs.plan.is_some() {
+            job.watch().progress.plan(Planned::file(&fill::open(&of.file.real)?, how)?);
+        }
+        Ok(job.jobs.plan.as_ref())
     }
 
     /// The snapshots whose content was in `upper` have it in the file now; `upper` goes.

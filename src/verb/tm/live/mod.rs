@@ -33,8 +33,9 @@ use crate::engine::Name;
 use crate::image::{self, Format, Link};
 use crate::lock::Mode;
 use crate::sdm::Work;
+use crate::sdm::plan::Plan;
 use crate::sdm::work::Slab;
-use crate::sys::effect::{Effect, only_looks, step};
+use crate::sys::effect::{Effect, step};
 use crate::sys::{Bytes, Class};
 use crate::verb::snaps::{Layer, marker_text};
 use crate::verb::{fill, refuse};
@@ -44,7 +45,7 @@ use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use virsh::Virsh;
+use virsh::{State, Virsh};
 
 /// A disk of a running machine, leased.
 pub(super) struct Live<'a> {
@@ -80,11 +81,6 @@ fn inode(path: &Path) -> Result<(u64, u64)> {
 
 impl<'a> Live<'a> {
     fn open(tm: &'a Tm<'a>, on_record: &'a op::Disk, machine: &'a Machine, mode: Mode) -> Result<Live<'a>> {
-        if only_looks() {
-            let text =
-                "a plan of what happens to a running machine is not supported yet; nothing was changed";
-            return Err(refuse(Class::Unsupported, text));
-        }
         let disk = Disk::open(tm, on_record, mode)?;
         Virsh::new(tm, machine, tm.job.cancel()).sound()?;
         Ok(Live { tm, machine, disk, on_record })
@@ -117,6 +113,22 @@ impl<'a> Live<'a> {
 
     fn guard<'v>(&self, virsh: &'v Virsh<'v>, what: guard::For<'_>) -> Result<guard::Guard<'v>> {
         guard::Guard::start(virsh, (self.tm.ctx.jobs, self.tm.job.id), self.watched(), self.settings(), what)
+    }
+
+    /// For a plan: what is done to the machine, as it is now, for `what`.
+    fn planned(&self, plan: &Plan, virsh: &Virsh<'_>, what: &str) -> Result<()> {
+        let freezes = match self.machine.freeze {
+            op::Freeze::Try => "the guest is asked to freeze its file systems, where its agent answers, and ",
+            op::Freeze::Agent => "the guest has to freeze its file systems, and ",
+            op::Freeze::Suspend => "",
+        };
+        let name = &self.machine.domain;
+        plan.note(match virsh.look()?.state {
+            State::Running => format!("machine {name} runs: {freezes}it is suspended {what}"),
+            State::Paused => format!("machine {name} stands still, and goes on doing so {what}"),
+            State::Other => format!("machine {name} neither runs nor stands still, and is left so {what}"),
+        });
+        Ok(())
     }
 
     /// All disks of the machine; this one comes first.
@@ -184,7 +196,7 @@ impl<'a> Live<'a> {
         let mut drives = self.drives(virsh)?;
         let end = Instant::now() + self.tm.job.jobs.waits.lock;
         while let Some(kind) = virsh.job()? {
-            let over = Instant::now() >= end;
+            let over = Instant::now() >= end || self.tm.job.jobs.plan.is_some();
             if over || !self.tm.job.cancel().wait(Duration::from_millis(200)) {
                 let (name, target) = (&self.machine.domain, &self.machine.target);
                 let text = format!(

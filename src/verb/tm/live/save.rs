@@ -8,7 +8,7 @@ use super::super::{DiskFormat, Tm};
 use super::Live;
 use super::guard::For;
 use super::virsh::{Virsh, is_answer};
-use crate::data::{self, Sparse};
+use crate::data::{self, Planned, Sparse};
 use crate::image::{self, Format};
 use crate::lock::Mode;
 use crate::sdm::Work;
@@ -77,6 +77,15 @@ fn copied(live: &Live<'_>, work: &mut Work<'_>) -> Result<Slab> {
     let (format, size) =
         if is_chain { (Format::Qcow2, disk_size(&top.probe)) } else { (Format::Raw, length(live)?) };
     let slab = work.file(Bytes(0))?;
+    if let Some(plan) = &tm.job.jobs.plan {
+        let what = Planned::file(&fill::open(&top.real)?, "mirror")?;
+        // Of a chain each file has some of it.
+        let data = what.data.filter(|_| !is_chain);
+        tm.job.watch().progress.plan(Planned { size: Some(size.0), data, ..what });
+        let when = "for a moment when libvirt's mirror of the disk has caught up, or for the whole copy where there is none";
+        live.planned(plan, &virsh, when)?;
+        return Ok(slab);
+    }
     let file = slab.file.as_ref().context("a staged file has no file")?;
     if is_chain {
         tm.ctx.qemu(tm.job, &work.keep_held()).create(&slab.path, Format::Qcow2, size, None, &[])?;

@@ -3,6 +3,7 @@
 use super::super::Tm;
 use super::super::op::Machine;
 use super::drives::{Drive, drives};
+use crate::sys::effect::only_looks;
 use crate::sys::tool::Run;
 use crate::sys::{Cancel, Class, Tool, ToolError, Tools};
 use crate::verb::{MOVING, refuse};
@@ -84,14 +85,21 @@ impl<'a> Virsh<'a> {
         Duration::from_secs(self.machine.timeout.clamp(1, 3600))
     }
 
-    fn call(&self, command: &str, args: &[&OsStr], deadline: Duration) -> Result<String, ToolError> {
+    fn call(
+        &self,
+        command: &str,
+        args: &[&OsStr],
+        (deadline, looks): (Duration, bool),
+    ) -> Result<String, ToolError> {
         let mut uri = OsString::from("--connect=");
         uri.push(&self.machine.uri);
         let domain: &OsStr = self.machine.domain.as_ref();
-        let mut all =
-            vec![uri.as_os_str(), "--quiet".as_ref(), command.as_ref(), "--domain".as_ref(), domain];
+        let mut all = vec![uri.as_os_str(), "--quiet".as_ref()];
+        // Then libvirt itself refuses what would change something.
+        all.extend(only_looks().then_some(OsStr::new("--readonly")));
+        all.extend([command.as_ref(), "--domain".as_ref(), domain]);
         all.extend(args);
-        let out = self.tools.run(Tool::Virsh, &all, Run::new(deadline, self.cancel))?;
+        let out = self.tools.run(Tool::Virsh, &all, Run { looks, ..Run::new(deadline, self.cancel) })?;
         if out.stdout_cut {
             let source = std::io::Error::other("more than 1 MiB");
             return Err(ToolError::Io { tool: Tool::Virsh, what: "reading its output", source });
@@ -101,7 +109,13 @@ impl<'a> Virsh<'a> {
 
     fn ask(&self, command: &str, args: &[&str], deadline: Duration) -> Result<String, ToolError> {
         let args: Vec<&OsStr> = args.iter().map(OsStr::new).collect();
-        self.call(command, &args, deadline)
+        self.call(command, &args, (deadline, false))
+    }
+
+    /// What only looks.
+    fn see(&self, command: &str, args: &[&str]) -> Result<String, ToolError> {
+        let args: Vec<&OsStr> = args.iter().map(OsStr::new).collect();
+        self.call(command, &args, (self.timeout(), true))
     }
 
     fn about(&self, what: &str) -> String {
@@ -110,7 +124,7 @@ impl<'a> Virsh<'a> {
 
     /// A machine that libvirt does not know is off.
     pub fn look(&self) -> Result<Look> {
-        let said = match self.ask("domstats", &["--state", "--vcpu"], self.timeout()) {
+        let said = match self.see("domstats", &["--state", "--vcpu"]) {
             Err(e) if is_unknown(&e) => "state.state=5".to_owned(),
             said => said.with_context(|| self.about("asking for the state of"))?,
         };
@@ -119,7 +133,7 @@ impl<'a> Virsh<'a> {
 
     /// The machine's disks; `None` when it does not run here.
     pub fn drives(&self) -> Result<Option<Vec<Drive>>> {
-        match self.ask("dumpxml", &[], self.timeout()) {
+        match self.see("dumpxml", &[]) {
             Err(e) if is_unknown(&e) => Ok(None),
             said => drives(&said.with_context(|| self.about("asking for the disks of"))?),
         }
@@ -161,7 +175,7 @@ impl<'a> Virsh<'a> {
         for spec in others.iter().chain([&spec]) {
             args.extend([OsStr::new("--diskspec"), spec]);
         }
-        self.call("snapshot-create-as", &args, self.timeout()).map(drop)
+        self.call("snapshot-create-as", &args, (self.timeout(), false)).map(drop)
     }
 
     /// What lies between the disk and `base` goes up into the disk; without a base, all.
@@ -184,7 +198,7 @@ impl<'a> Virsh<'a> {
         let start = ["--path", &self.machine.target, "--dest"].map(OsStr::new);
         let rest = ["--format", format, "--reuse-external", "--transient-job", "--wait"].map(OsStr::new);
         let args: Vec<&OsStr> = start.into_iter().chain([dest.as_os_str()]).chain(rest).collect();
-        self.call("blockcopy", &args, MOVING).map(drop)
+        self.call("blockcopy", &args, (MOVING, false)).map(drop)
     }
 
     /// Whether the disk is being mirrored into this file.
@@ -200,7 +214,7 @@ impl<'a> Virsh<'a> {
 
     /// The kind of block job that works on the disk, if one does.
     pub fn job(&self) -> Result<Option<String>> {
-        let said = self.ask("blockjob", &["--path", &self.machine.target, "--info", "--raw"], self.timeout());
+        let said = self.see("blockjob", &["--path", &self.machine.target, "--info", "--raw"]);
         let said = said.with_context(|| self.about("asking for block jobs of"))?;
         let kind = said.lines().find_map(|l| l.trim().strip_prefix("type="));
         Ok(kind.map(|k| k.trim().to_owned()))
