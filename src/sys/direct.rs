@@ -1,6 +1,6 @@
 //! Unbuffered reads and writes, for what several hosts look at: a page cache would show each its own past.
 
-use super::effect::{Effect, only_looks, step};
+use super::effect::{Effect, bug, only_looks, step};
 use super::fs::Dir;
 use rustix::fs::{OFlags, SeekFrom};
 use std::ffi::OsStr;
@@ -33,13 +33,22 @@ impl Direct {
 
     /// The same of a device, by its path. A plan only reads it.
     pub fn open_device(path: &Path) -> io::Result<Direct> {
-        let flags = (OFlags::DIRECT | OFlags::DSYNC | OFlags::CLOEXEC).bits().cast_signed();
+        let sync = if bug("drop-fsync") { OFlags::empty() } else { OFlags::DSYNC };
+        let flags = (OFlags::DIRECT | sync | OFlags::CLOEXEC).bits().cast_signed();
         let file = File::options().read(true).write(!only_looks()).custom_flags(flags).open(path)?;
         Ok(Direct { file, path: path.to_owned() })
     }
 
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Makes durable what others wrote to the same disk; of our own all is.
+    pub fn flush(&self) -> io::Result<()> {
+        if bug("drop-disk-flush") || bug("drop-fsync") {
+            return Ok(());
+        }
+        step(Effect::Sync, &[&self.path], || self.file.sync_all())
     }
 
     /// Of a file or of a device.

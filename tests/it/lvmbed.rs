@@ -98,10 +98,10 @@ pub struct Ended {
 impl Bed {
     /// The group with a thick image 1 and a thin one 2, and a system datastore with nothing in it.
     pub fn new() -> Bed {
+        root(&["bed-disk", "base"]);
         let h = Host::new();
         std::fs::create_dir(h.at("var/datastores/102")).unwrap();
         std::fs::write(h.at("etc/onesdm.toml"), "[lvm]\ndevices = [\"/dev/mapper/lun\"]\n").unwrap();
-        root(&["bed-disk", "base"]);
         root(&["vgcreate", "-q", "-y", "-s", "1m", GROUP, "/dev/mapper/lun"]);
         let (status, text) = h.own(&["domain", "init", "--lock", "ofd", "/dev/vg-one-100"]);
         assert_eq!(status, 0, "{text}");
@@ -150,6 +150,11 @@ impl Bed {
     pub fn back(&self) {
         root(&["bed-disk", "point"]);
         same(&self.kept.path().join("stores"), &self.stores());
+        self.wake();
+    }
+
+    /// Makes the devices of a scene.
+    pub fn wake(&self) {
         if !self.active.is_empty() {
             let words = ["lvchange", "-K", "-ay"].into_iter().chain(self.active.iter().map(String::as_str));
             root(&words.collect::<Vec<_>>());

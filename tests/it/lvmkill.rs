@@ -89,7 +89,7 @@ const WAYS: [&str; 5] = ["before", "during", "after", "fails", "silent"];
 
 /// Without its link a volume of the VM is there for nobody: a repeat, or the VM's end, takes it. A pool has no
 /// content.
-fn seen(view: &View) -> View {
+pub fn seen(view: &View) -> View {
     let mut view = view.clone();
     for disk in 0..3 {
         if !view.contains_key(&format!("101/7/disk.{disk}")) {
@@ -100,7 +100,7 @@ fn seen(view: &View) -> View {
     view
 }
 
-fn between(old: &View, new: &View, now: &View) -> Result<(), String> {
+pub fn between(old: &View, new: &View, now: &View) -> Result<(), String> {
     let now = seen(now);
     if [old, new].iter().any(|v| seen(v) == now) {
         return Ok(());
@@ -248,7 +248,7 @@ pub fn in_machine(test: &str) {
     let programs =
         [bed::program(), "/usr/bin/qemu-img".into(), "/usr/sbin/mkswap".into(), "/usr/bin/strace".into()];
     let disks: Vec<_> = disks.iter().map(AsRef::as_ref).collect();
-    vm::passes_as_root(BEFORE, test, &disks, &programs);
+    vm::passes_as_root(&[], BEFORE, test, &disks, &programs);
 }
 
 #[test]

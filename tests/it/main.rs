@@ -71,6 +71,7 @@ mod lvmkill;
 mod lvmmeet;
 mod lvmpause;
 mod lvmplan;
+mod lvmpower;
 mod lvmverbs;
 mod many;
 mod media;

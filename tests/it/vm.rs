@@ -128,10 +128,11 @@ pub fn passes_after(before: &str, name: &str, disks: &[&Path], programs: &[PathB
     passes_of(command(name, "vm", before, disks, programs), name);
 }
 
-/// The same as root itself on user-mode Linux, for what is long.
+/// The same as root itself on user-mode Linux with modules of its kernel, for what is long.
 #[track_caller]
-pub fn passes_as_root(before: &str, name: &str, disks: &[&Path], programs: &[PathBuf]) {
-    passes_of(command_of(("root", &["-u"]), name, "vm", before, disks, programs), name);
+pub fn passes_as_root(modules: &[&str], before: &str, name: &str, disks: &[&Path], programs: &[PathBuf]) {
+    let more: Vec<&str> = ["-u"].into_iter().chain(modules.iter().flat_map(|m| ["-k", m])).collect();
+    passes_of(command_of(("root", &more), name, "vm", before, disks, programs), name);
 }
 
 #[track_caller]

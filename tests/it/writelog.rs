@@ -22,6 +22,7 @@ const PAGE: u64 = 4096;
 const FLUSH: u64 = 1;
 const FUA: u64 = 2;
 const DISCARD: u64 = 4;
+const MARK: u64 = 8;
 
 pub struct Disk {
     kind: Kind,
@@ -38,10 +39,17 @@ struct Entry {
     data: u64,
 }
 
-pub struct Log {
-    kind: Kind,
+/// A log in the format of dm-log-writes.
+pub struct Writes {
     entries: Vec<Entry>,
     data: File,
+    /// What no medium writes in parts, at each place.
+    grain: fn(u64) -> u64,
+}
+
+pub struct Log {
+    kind: Kind,
+    writes: Writes,
     /// The medium up to the last flush before the next state.
     now: File,
     applied: usize,
@@ -56,6 +64,13 @@ pub struct State {
     of: usize,
     /// The call had been answered before the power went.
     pub acked: bool,
+}
+
+impl State {
+    /// Of how many writes something is left, of how many nothing.
+    pub fn kept(&self) -> (usize, usize) {
+        (self.kept.len(), self.of - self.kept.len())
+    }
 }
 
 fn word(bytes: &[u8], n: usize) -> u64 {
@@ -116,10 +131,7 @@ impl Disk {
 
     /// How many entries the log has.
     pub fn logged(&self) -> usize {
-        let log = File::open(self.dir.path().join("log")).unwrap();
-        let mut head = [0; 24];
-        log.read_exact_at(&mut head, 0).unwrap();
-        usize::try_from(word(&head, 2)).unwrap()
+        Writes::logged(&File::open(self.dir.path().join("log")).unwrap())
     }
 
     /// Takes the disk away and keeps entries of the log up to `end`.
@@ -128,18 +140,10 @@ impl Disk {
         self.stop();
         let path = |name: &str| self.dir.path().join(name);
         copy(&path("base"), &path("now"));
-        let log = File::open(path("log")).unwrap();
-        let (mut head, mut at, mut entries) = ([0; 32], SECTOR, Vec::new());
-        for _ in 0..end {
-            log.read_exact_at(&mut head, at).unwrap();
-            let [from, len, flags] = [0, 1, 2].map(|n| word(&head, n));
-            at += SECTOR;
-            entries.push(Entry { at: from * SECTOR, len: len * SECTOR, flags, data: at });
-            at += if flags & DISCARD == 0 { len * SECTOR } else { 0 };
-        }
+        let writes = Writes::read(File::open(path("log")).unwrap(), end, |_| PAGE);
         let now = File::options().read(true).write(true).open(path("now")).unwrap();
         let dir = std::mem::replace(&mut self.dir, scratch());
-        Log { kind: self.kind, entries, data: log, now, applied: 0, dir }
+        Log { kind: self.kind, writes, now, applied: 0, dir }
     }
 
     fn stop(&mut self) {
@@ -159,7 +163,33 @@ fn copy(from: &Path, to: &Path) {
     tool("cp", &["--sparse=always".as_ref(), from.as_os_str(), to.as_os_str()]);
 }
 
-impl Log {
+impl Writes {
+    /// How many entries a log has.
+    fn logged(log: &File) -> usize {
+        let mut head = [0; 24];
+        log.read_exact_at(&mut head, 0).unwrap();
+        usize::try_from(word(&head, 2)).unwrap()
+    }
+
+    fn read(log: File, end: usize, grain: fn(u64) -> u64) -> Writes {
+        let (mut head, mut at, mut entries) = ([0; 32], SECTOR, Vec::new());
+        for _ in 0..end {
+            log.read_exact_at(&mut head, at).unwrap();
+            let [from, len, flags] = [0, 1, 2].map(|n| word(&head, n));
+            at += SECTOR;
+            entries.push(Entry { at: from * SECTOR, len: len * SECTOR, flags, data: at });
+            at += if flags & DISCARD == 0 { len * SECTOR } else { 0 };
+        }
+        Writes { entries, data: log, grain }
+    }
+
+    /// A whole log, and which entry is the first mark.
+    pub fn of(log: File, grain: fn(u64) -> u64) -> (Writes, usize) {
+        let writes = Self::read(log.try_clone().unwrap(), Self::logged(&log), grain);
+        let mark = writes.entries.iter().position(|e| e.flags & MARK != 0).unwrap();
+        (writes, mark)
+    }
+
     /// The states to try of what was written from entry `start` on, in the order of time: for each flush all
     /// before it, nothing since the one before it, and `random` choices between.
     pub fn states(&self, start: usize, random: usize, dice: &mut Random) -> Vec<State> {
@@ -169,15 +199,29 @@ impl Log {
         for end in ends {
             let acked = end == self.entries.len();
             let written: Vec<usize> = (flushed..end).filter(|n| self.entries[*n].len > 0).collect();
-            // Nothing of it is the end of the epoch before, but for the answer.
-            for variant in usize::from(!acked)..=if written.is_empty() { 0 } else { 1 + random } {
+            // Nothing of it is the end of the epoch before, but for the answer and for what needs no flush.
+            let first = acked || written.iter().any(|n| self.entries[*n].flags & FUA != 0);
+            for variant in usize::from(!first)..=if written.is_empty() { 0 } else { 1 + random } {
                 let kept = written.iter().map(|n| (*n, self.survives(*n, variant, dice)));
-                let kept = kept.filter(|(_, len)| *len > 0).collect();
-                states.push(State { flushed, kept, of: written.len(), acked });
+                let kept: Vec<_> = kept.filter(|(_, len)| *len > 0).collect();
+                if states.iter().all(|s: &State| s.flushed != flushed || s.kept != kept) {
+                    states.push(State { flushed, kept, of: written.len(), acked });
+                }
             }
             flushed = end;
         }
         states
+    }
+
+    /// LVM's last commit with its text lost, and the head that points there kept: it flushes nothing in between.
+    pub fn headless(&self, start: usize) -> Option<State> {
+        let first = |n: usize| Some(&self.entries[n]).filter(|e| e.at == 0 && e.flags & DISCARD == 0);
+        let last = |n: &usize| first(*n).is_some_and(|e| e.len > 0 && e.len < 2 * PAGE);
+        let text = (start..self.entries.len()).rev().find(|n| first(*n).is_some_and(|e| e.len > 2 * PAGE))?;
+        let head = (text..self.entries.len()).filter(last).nth(1)?;
+        let flushed = self.entries[text..=head].iter().any(|e| e.flags & FLUSH != 0);
+        let kept = vec![(head, self.entries[head].len)];
+        (!flushed).then_some(State { flushed: text, kept, of: 3, acked: false })
     }
 
     /// How much of a write is on the medium: nothing in variant 0, all in variant 1, anything in others.
@@ -191,30 +235,28 @@ impl Log {
                 0..3 => 0,
                 3..6 => e.len,
                 _ => {
-                    let pages = usize::try_from((e.at + e.len).div_ceil(PAGE) - e.at / PAGE).unwrap();
-                    let end = (e.at / PAGE + dice.below(pages) as u64) * PAGE;
+                    let grain = (self.grain)(e.at);
+                    let parts = usize::try_from((e.at + e.len).div_ceil(grain) - e.at / grain).unwrap();
+                    let end = (e.at / grain + dice.below(parts) as u64) * grain;
                     end.saturating_sub(e.at).min(e.len)
                 }
             },
         }
     }
 
-    /// Mounts a state where the disk was; states come in the order of time.
-    pub fn mount(&mut self, state: &State) -> Result<Mount, String> {
-        for n in self.applied..state.flushed {
-            self.apply(&self.now, &self.entries[n], self.entries[n].len);
+    /// Lays out a state on a disk that is as it was when the log began.
+    pub fn lay(&self, state: &State, disk: &File) {
+        for n in 0..state.flushed {
+            self.apply(disk, n, None);
         }
-        self.applied = self.applied.max(state.flushed);
-        let [now, probe, mnt] = ["now", "probe", "mnt"].map(|n| self.dir.path().join(n));
-        copy(&now, &probe);
-        let file = File::options().write(true).open(&probe).unwrap();
         for (n, len) in &state.kept {
-            self.apply(&file, &self.entries[*n], *len);
+            self.apply(disk, *n, Some(*len));
         }
-        Mount::new(&["-t", self.kind.name(), "-o", "loop"], &probe, &mnt)
     }
 
-    fn apply(&self, disk: &File, e: &Entry, len: u64) {
+    fn apply(&self, disk: &File, n: usize, len: Option<u64>) {
+        let e = &self.entries[n];
+        let len = len.unwrap_or(e.len);
         if e.flags & DISCARD != 0 {
             fallocate(disk, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, e.at, len).unwrap();
         } else {
@@ -222,6 +264,27 @@ impl Log {
             self.data.read_exact_at(&mut data, e.data).unwrap();
             disk.write_all_at(&data, e.at).unwrap();
         }
+    }
+}
+
+impl Log {
+    pub fn states(&self, start: usize, random: usize, dice: &mut Random) -> Vec<State> {
+        self.writes.states(start, random, dice)
+    }
+
+    /// Mounts a state where the disk was; states come in the order of time.
+    pub fn mount(&mut self, state: &State) -> Result<Mount, String> {
+        for n in self.applied..state.flushed {
+            self.writes.apply(&self.now, n, None);
+        }
+        self.applied = self.applied.max(state.flushed);
+        let [now, probe, mnt] = ["now", "probe", "mnt"].map(|n| self.dir.path().join(n));
+        copy(&now, &probe);
+        let file = File::options().write(true).open(&probe).unwrap();
+        for (n, len) in &state.kept {
+            self.writes.apply(&file, *n, Some(*len));
+        }
+        Mount::new(&["-t", self.kind.name(), "-o", "loop"], &probe, &mnt)
     }
 }
 

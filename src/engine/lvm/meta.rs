@@ -124,6 +124,11 @@ impl Meta {
         self.disk.write(at, &blocks).map_err(io_error("writing a record"))
     }
 
+    /// Flushes the disk below, with whatever else was written to it.
+    pub(super) fn flush(&self) -> Result<()> {
+        self.disk.flush().map_err(io_error("flushing the disk of the records"))
+    }
+
     /// Both copies gone: what an empty volume reads as, or nothing of ours.
     pub(super) fn clear(&self) -> Result<()> {
         self.write(0, &vec![0; usize::try_from(DATA).unwrap_or(0)])

@@ -224,12 +224,23 @@ impl LvmEngine {
         Ok(view)
     }
 
+    /// LVM writes past the kernel's caches, but leaves its metadata in the disk's. A flush of the records' volume is
+    /// one of the disk that this lies on, and that disk's copy of the metadata is as good as any other's.
+    fn flushed(&self) -> Result<()> {
+        match self.meta() {
+            // There are none yet, or no more: nobody was answered, nor is anything decided by what follows.
+            Err(EngineError::Absent(_)) => Ok(()),
+            m => m?.flush(),
+        }
+    }
+
     /// Changes of the group's metadata, one after the other, and what the group is then.
     fn commit(&self, lock: &DomainLock, before: &View, changes: &[Change]) -> Result<View> {
         let (mut least, mut most) = (before.seqno, before.seqno);
         for change in changes {
             lock.still_held()?;
             self.group.change(lock, change)?;
+            self.flushed()?;
             least += change.commits().start();
             most += change.commits().end();
         }
@@ -280,6 +291,7 @@ impl LvmEngine {
         match after.expect(to, id) {
             Err(EngineError::Changed(_)) => {
                 self.group.change(lock, &Change::Rename { from: target, to: v.name.clone() })?;
+                self.flushed()?;
                 Err(EngineError::Changed(from.to_string()))
             }
             r => done.and(r.map(drop)),

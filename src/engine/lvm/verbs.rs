@@ -369,7 +369,7 @@ impl Engine for LvmEngine {
         Ok(self.group.view()?.strays())
     }
 
-    /// A commit of LVM is on the medium when its command ends.
+    /// A commit of LVM's is flushed when it is made.
     fn sync(&self, _places: &[Place]) -> Result<()> {
         Ok(())
     }
