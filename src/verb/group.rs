@@ -7,7 +7,7 @@ use crate::engine::{Access, Kind, Name, Object, Place, Spec};
 use crate::lock::{Mode, SlabLease};
 use crate::one::{Volume, volume};
 use crate::sdm::event::What;
-use crate::sdm::plan::How;
+use crate::sdm::plan::{How, Plan};
 use crate::sdm::record::Step;
 use crate::sdm::work::Slab;
 use crate::sdm::{Domain, Job, Work};
@@ -164,6 +164,9 @@ impl<'a> Group<'a> {
 
     /// This host needs these volumes no longer. For who has them exclusively.
     pub fn detach(&self, names: &[Name]) {
+        if let Some(plan) = &self.job.jobs.plan {
+            return self.would_detach(plan, names);
+        }
         for name in names {
             self.let_go(name, Access::Write);
         }
@@ -175,15 +178,19 @@ impl<'a> Group<'a> {
         let active: Vec<Name> = names.iter().filter(|n| self.is_active(n)).cloned().collect();
         hold::not_in_use(&self.domain, &active)?;
         if let Some(plan) = &self.job.jobs.plan {
-            for name in &active {
-                plan.change(&self.domain, name, How::Detached);
-            }
+            self.would_detach(plan, &active);
             return Ok(());
         }
         for name in names {
             self.domain.engine.detach(&Place::Public(name.clone()), Access::Write)?;
         }
         Ok(())
+    }
+
+    fn would_detach(&self, plan: &Plan, names: &[Name]) {
+        for name in names.iter().filter(|n| self.is_active(n)) {
+            plan.change(&self.domain, name, How::Detached);
+        }
     }
 
     fn let_go(&self, name: &Name, access: Access) {

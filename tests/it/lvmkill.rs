@@ -176,6 +176,12 @@ fn point(bed: &Bed, scene: &Scene, p: &Played, at: &Point, bug: &str) -> Result<
     if end == p.new { Ok(reached) } else { Err(format!("at the end: {end:?}\nnot {:?}", p.new)) }
 }
 
+/// `ONESDM_TEST_SCENE` names those that are.
+pub fn is_wanted(scene: &Scene) -> bool {
+    let only = std::env::var("ONESDM_TEST_SCENE").unwrap_or_default();
+    only.is_empty() || only.split(';').any(|o| o == scene.name)
+}
+
 #[test]
 #[ignore = "runs in the micro-VM of the next test"]
 fn sweep_inside() {
@@ -184,9 +190,7 @@ fn sweep_inside() {
     let mut bed = Bed::new();
     println!("ready after {:.0?}", began.elapsed());
     let part = std::env::var("ONESDM_TEST_PART").ok().and_then(|v| v.parse().ok()).unwrap_or(1);
-    let only = std::env::var("ONESDM_TEST_SCENE").unwrap_or_default();
-    let wanted = |name: &str| only.is_empty() || only.split(';').any(|o| o == name);
-    let mut scenes: Vec<&Scene> = SCENES.iter().filter(|s| wanted(s.name)).collect();
+    let mut scenes: Vec<&Scene> = SCENES.iter().filter(|s| is_wanted(s)).collect();
     if !full {
         scenes.sort_by_cached_key(|_| random.below(1 << 20));
     }

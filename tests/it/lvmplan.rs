@@ -1,8 +1,8 @@
 //! `--plan` of verbs on a volume group, on the kernel's device mapper. The disk under the group is a snapshot: what
 //! was written to it since then lies on a device of its own, and can be read there.
 
-use crate::lvmbed::{Bed, Call, root};
-use crate::lvmkill::{SCENES, in_machine};
+use crate::lvmbed::{Bed, Call, Ended, root};
+use crate::lvmkill::{SCENES, in_machine, is_wanted};
 use crate::lvmverbs::{GROUP, digest};
 use crate::plans::{can_be_planned, tree};
 use crate::power::Random;
@@ -77,10 +77,11 @@ fn plan(bed: &Bed, call: Call) -> (Option<i32>, Value) {
 }
 
 /// What is wrong about a plan when the verb has done it.
-fn wrong(plan: &Value, call: Call, said: &str, free: u64) -> Vec<String> {
+fn wrong(plan: &Value, call: Call, done: &Ended, free: u64) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut check = |is: bool, what: String| wrong.extend((!is).then_some(what));
     let (volumes, now) = sizes();
+    let said = done.text.lines().find(|l| !l.starts_with("WARN: ")).unwrap_or_default();
     check(plan["answer"].as_str() == Some(said), format!("answered {said:?}"));
     let list = |key: &str| plan[key].as_array().cloned().unwrap_or_default();
     let of_group = |v: &Value| v.as_str().and_then(|n| n.strip_prefix("/dev/vg-one-100/").map(str::to_owned));
@@ -106,8 +107,7 @@ fn wrong(plan: &Value, call: Call, said: &str, free: u64) -> Vec<String> {
     let moves = ["cp", "clone", "cpds"].contains(&verb);
     let size = list("moves").first().and_then(|m| m["size"].as_u64());
     check(moves == size.is_some_and(|s| s >= 1 << 20), format!("moves {size:?}"));
-    let nothing = plan["nothing"] == true;
-    check(!nothing, "nothing to do".to_owned());
+    check((plan["nothing"] == true) == done.commands.is_empty(), format!("{:?}", done.commands));
     wrong
 }
 
@@ -120,7 +120,7 @@ fn plans_inside() {
     let mut bed = Bed::new();
     in_the_way(&mut bed);
     let (mut all, mut random, began) = (Vec::new(), Random::seeded(), Instant::now());
-    let mut scenes: Vec<_> = SCENES.iter().collect();
+    let mut scenes: Vec<_> = SCENES.iter().filter(|s| is_wanted(s)).collect();
     scenes.sort_by_cached_key(|_| random.below(1 << 20));
     for scene in scenes {
         if !crate::kill::full() && began.elapsed() > Duration::from_secs(20) {
@@ -144,7 +144,7 @@ fn plans_inside() {
         let done = bed.run(scene.call, "", &[]);
         println!("{}: {} commands; {plan}", scene.name, done.commands.len());
         assert_eq!((status, done.status), (Some(0), Some(0)), "{}: {plan} {}", scene.name, done.text);
-        let told = wrong(&plan, scene.call, &done.text, free);
+        let told = wrong(&plan, scene.call, &done, free);
         all.extend(told.into_iter().map(|w| format!("{}: {w}: {plan}", scene.name)));
     }
     assert!(all.is_empty(), "{}", all.join("\n"));
