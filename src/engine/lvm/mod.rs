@@ -7,6 +7,8 @@ mod group;
 mod hosts_tests;
 mod map;
 mod meta;
+#[cfg(test)]
+mod plan_tests;
 mod retire;
 #[cfg(test)]
 mod retire_tests;

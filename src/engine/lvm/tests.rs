@@ -24,7 +24,7 @@ const DATA_START: u64 = 1 << 20;
 pub(crate) struct Bed {
     pub(super) name: String,
     device: PathBuf,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Bed {
@@ -35,11 +35,16 @@ impl Bed {
         std::fs::File::create(&file).unwrap().set_len(size).unwrap();
         let device = tool(&["losetup", "--find", "--show", file.to_str().unwrap()]);
         let name = format!("sdmtest-{}", &uuid::Uuid::now_v7().simple().to_string()[12..]);
-        let bed = Arc::new(Bed { name, device: device.into(), _dir: dir });
+        let bed = Arc::new(Bed { name, device: device.into(), dir });
         let start = format!("{DATA_START}b");
         bed.lvm(&["pvcreate", "-q", "--dataalignment", &start, bed.device.to_str().unwrap()]);
         bed.lvm(&["vgcreate", "-q", "-s", "1m", &bed.name, bed.device.to_str().unwrap()]);
         bed
+    }
+
+    /// What the group lies on.
+    pub(super) fn file(&self) -> PathBuf {
+        self.dir.path().join("pv")
     }
 
     /// A command that a person or another program gives.
