@@ -241,6 +241,7 @@ impl Bed {
         let system = self.stores().join("101");
         let places = ["/dev/vg-one-100", system.to_str().unwrap()];
         self.own(&[&["gc"][..], &places].concat(), bug)?;
+        awake()?;
         self.own(&[&["check"][..], &places].concat(), "")?;
         root(&["vgck", GROUP]);
         let left = root(&["lvs", "--noheadings", "-o", "lv_name", GROUP]);
@@ -284,6 +285,18 @@ impl Bed {
         }
         view
     }
+}
+
+/// That no device stands still: whoever reads it would wait for ever. Lets them go on, to come to an end.
+pub fn awake() -> Result<(), String> {
+    let all = root(&["dmsetup", "info", "-c", "--noheadings", "--separator", " ", "-o", "name,suspended"]);
+    let mut asleep: Vec<&str> = all.lines().filter_map(|l| l.trim().strip_suffix(" Suspended")).collect();
+    // What lies in a pool waits for it.
+    asleep.sort_by_key(|name| !name.contains("-pool"));
+    for name in &asleep {
+        root(&["dmsetup", "resume", name]);
+    }
+    if asleep.is_empty() { Ok(()) } else { Err(format!("they stand still: {asleep:?}")) }
 }
 
 /// What devices hold, in a word each. Built for tests this program is slow at that.

@@ -5,7 +5,7 @@
 //! `ONESDM_FULL=1` tries all points (with `ONESDM_TEST_PART=9` every ninth, with `ONESDM_TEST_SCENE="rm;tm ln"` of these
 //! scenes), without it as many as two minutes allow, others each time.
 
-use crate::lvmbed::{BEFORE, Bed, Call, View};
+use crate::lvmbed::{BEFORE, Bed, Call, View, awake};
 use crate::power::Random;
 use crate::{bed, vm};
 use Call::{Ds, Tm, Write};
@@ -156,6 +156,9 @@ fn point(bed: &Bed, scene: &Scene, p: &Played, at: &Point, bug: &str) -> Result<
     let env = [("ONESDM_TEST_KILL", kill.as_str())];
     let ended = bed.run(scene.call, &plan, if kill.is_empty() { &[] } else { &env });
     let reached = if kill.is_empty() { ended.met } else { ended.status.is_none() };
+    if ended.status.is_some() {
+        awake()?;
+    }
     match ended.status {
         Some(0) if seen(&bed.view()) != seen(&p.new) => {
             return Err(format!("it said success: {:?}", bed.view()));
@@ -244,6 +247,29 @@ fn wrong_inside() {
         said
     });
     println!("caught: {}", said.into_iter().find_map(Result::err).expect("no kill showed it"));
+}
+
+/// A command that changes a device in use stops it for a moment, in which it is killed.
+#[test]
+#[ignore = "runs in the micro-VM of the next test"]
+fn asleep_inside() {
+    let mut bed = Bed::new();
+    let mut wrong = Vec::new();
+    for name in ["tm snap_create, persistent", "tm resize"] {
+        let scene = SCENES.iter().find(|s| s.name == name).unwrap();
+        let p = play(&mut bed, scene, &mut Random::seeded());
+        for at in (1..=2).flat_map(|n| (3..=6).map(move |write| Point::Crash(n, write))) {
+            let said = point(&bed, scene, &p, &at, "");
+            println!("{name} {at:?} {said:?}");
+            wrong.extend(said.err());
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn a_command_that_is_killed_leaves_no_device_standing_still() {
+    in_machine("lvmkill::asleep_inside");
 }
 
 pub fn in_machine(test: &str) {

@@ -61,6 +61,10 @@ pub(super) enum Change {
         volume: String,
         on: bool,
     },
+    /// Lets a device of this host go on that stands still, as the metadata have it.
+    Wake {
+        volume: String,
+    },
 }
 
 /// Kinds of volumes; sizes are whole extents.
@@ -79,7 +83,7 @@ impl Change {
         match self {
             Change::Create { how: How::Linear(_), .. } | Change::Remove { thin: false, .. } => 1..=1,
             Change::Create { .. } | Change::Remove { .. } | Change::Resize { pool: true, .. } => 1..=4,
-            Change::Device { .. } => 0..=0,
+            Change::Device { .. } | Change::Wake { .. } => 0..=0,
             _ => 1..=1,
         }
     }
@@ -294,6 +298,10 @@ impl Group {
             Change::Remove { volume, .. } => {
                 say(&["--yes", &self.path(volume)]);
                 Tool::LvRemove
+            }
+            Change::Wake { volume } => {
+                say(&["--refresh", &self.path(volume)]);
+                Tool::LvChange
             }
             Change::Device { volume, on } => {
                 say(&["--ignoreactivationskip", "--activate", if *on { "y" } else { "n" }]);

@@ -6,7 +6,7 @@ use super::{Access, EngineError, PoolUse, Result, thin, view};
 use crate::sys::fs;
 use std::fmt::{self, Debug, Display};
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// One life of a host: what it made active in an earlier life is active no more. A lock backend that
@@ -73,6 +73,10 @@ pub(super) trait Mapper: Debug + Send + Sync {
     fn devices(&self, _group: &str) -> Result<Vec<String>> {
         Ok(Vec::new())
     }
+    /// Those of them that stand still: a command stops what it changes, and may be killed meanwhile.
+    fn asleep(&self, _group: &str) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
     /// Whether an open device is this volume of this group.
     fn is(&self, group: &str, volume: &str, device: &File) -> bool;
     /// The group's pools that are active here.
@@ -116,18 +120,27 @@ impl Mapper for DeviceMapper {
         thin::pools(group)
     }
 
-    /// The kernel knows them by `LVM-<group><volume>`, also those whose names are others' by now.
     fn devices(&self, group: &str) -> Result<Vec<String>> {
-        let prefix = format!("LVM-{}", view::bare(group));
-        let io = |source| EngineError::Io { what: "looking at this host's devices".to_owned(), source };
-        let mut out = Vec::new();
-        for e in std::fs::read_dir("/sys/class/block").map_err(io)? {
-            let uuid = std::fs::read_to_string(e.map_err(io)?.path().join("dm/uuid")).unwrap_or_default();
-            let volume = uuid.trim().strip_prefix(&prefix).and_then(|v| v.get(..view::UUID));
-            out.extend(volume.map(str::to_owned));
-        }
-        Ok(out)
+        mapped(group, |_| true)
     }
+
+    fn asleep(&self, group: &str) -> Result<Vec<String>> {
+        mapped(group, |dm| std::fs::read_to_string(dm.join("suspended")).is_ok_and(|s| s.trim() == "1"))
+    }
+}
+
+/// The kernel knows devices by `LVM-<group><volume>`, also those whose names are others' by now.
+fn mapped(group: &str, which: fn(&Path) -> bool) -> Result<Vec<String>> {
+    let prefix = format!("LVM-{}", view::bare(group));
+    let io = |source| EngineError::Io { what: "looking at this host's devices".to_owned(), source };
+    let mut out = Vec::new();
+    for e in std::fs::read_dir("/sys/class/block").map_err(io)? {
+        let dm = e.map_err(io)?.path().join("dm");
+        let uuid = std::fs::read_to_string(dm.join("uuid")).unwrap_or_default();
+        let volume = uuid.trim().strip_prefix(&prefix).and_then(|v| v.get(..view::UUID));
+        out.extend(volume.filter(|_| which(&dm)).map(str::to_owned));
+    }
+    Ok(out)
 }
 
 const ACTIVE: &str = "sdm.active.";

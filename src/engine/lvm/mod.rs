@@ -215,6 +215,7 @@ impl LvmEngine {
     fn tidied(&self, lock: &DomainLock) -> Result<View> {
         lock.still_held()?;
         let mut view = self.group.view()?;
+        self.wake(lock, &view)?;
         while let Some((new, name, grave)) = view.unfinished() {
             let mut changes = Vec::new();
             if let Some(old) = view.named(name.as_str()) {
@@ -236,12 +237,28 @@ impl LvmEngine {
         }
     }
 
+    /// Lets devices go on that a command left standing still when it was killed. Whoever has the lock knows that
+    /// no command is at work on them.
+    fn wake(&self, lock: &DomainLock, view: &View) -> Result<()> {
+        let asleep = self.mapper.asleep(&view.group)?;
+        for v in view.volumes.iter().filter(|v| asleep.contains(&v.uuid)) {
+            lock.still_held()?;
+            let wake = || self.group.change(lock, &Change::Wake { volume: v.name.clone() });
+            // The first one fails, and drops it, where a table is loaded that was never to be.
+            wake().or_else(|_| wake())?;
+        }
+        Ok(())
+    }
+
     /// Changes of the group's metadata, one after the other, and what the group is then.
     fn commit(&self, lock: &DomainLock, before: &View, changes: &[Change]) -> Result<View> {
         let (mut least, mut most) = (before.seqno, before.seqno);
         for change in changes {
             lock.still_held()?;
-            self.group.change(lock, change)?;
+            if let Err(e) = self.group.change(lock, change) {
+                let _ = self.wake(lock, before);
+                return Err(e);
+            }
             self.flushed()?;
             least += change.commits().start();
             most += change.commits().end();

@@ -54,6 +54,7 @@ fn the_sudoers_file_allows_the_commands_we_give_and_no_others() {
             Change::Resize { volume: image.clone(), from: Bytes(2), to: Bytes(1), pool: false },
             Change::Remove { volume: dead.clone(), thin: false },
             Change::Device { volume: at, on: true },
+            Change::Wake { volume: image.clone() },
         ]
     };
     tool(&["visudo", "-cqf", concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/sudoers")]);
