@@ -381,6 +381,8 @@ fn transfers_inside() {
         let (status, text) = h.own(&["check", &place]);
         assert!(status == 0, "{text}");
     }
+    let tags = root(&["lvs", "--noheadings", "-o", "lv_name,lv_tags", GROUP]);
+    assert!(!tags.contains("sdm.reads"), "who checks has nothing from other hosts: {tags}");
     root(&["vgck", GROUP]);
 }
 
