@@ -158,21 +158,10 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     pub fn new(deadline: Duration, cancel: &'a Cancel) -> Self {
         let limits = Limits::default();
-        let (cwd, watch) = (None, None);
-        Run {
-            deadline,
-            cancel,
-            limits,
-            cwd,
-            writes: &[],
-            inherit: &[],
-            env: &[],
-            ok: &[0],
-            watch,
-            hold: None,
-            looks: false,
-            as_root: false,
-        }
+        let (cwd, watch, hold) = (None, None, None);
+        let (writes, inherit, env) = (&[], &[], &[]);
+        let (looks, as_root) = (false, false);
+        Run { deadline, cancel, limits, cwd, writes, inherit, env, ok: &[0], watch, hold, looks, as_root }
     }
 }
 
