@@ -201,10 +201,8 @@ impl FileEngine {
         let new = self.sub(format!("{AREA}/new"))?;
         for name in Self::names(&new)? {
             let Some(job) = name.to_str().and_then(|n| n.parse().ok()) else { continue };
-            let dir = match new.sub(Path::new(&name)) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                dir => dir.map_err(io_error(format_args!("the records of {job}")))?,
-            };
+            // It went, or is no directory: nobody's records.
+            let Ok(dir) = new.sub(Path::new(&name)) else { continue };
             let read = |record| read_file(&dir, file_name(record));
             see(job, read(Record::Commit), &mut || read(Record::Intent));
         }
