@@ -51,6 +51,20 @@ impl Libvirt {
 }
 
 impl Hypervisor {
+    /// A directory with what oned says of the machine in this state.
+    pub fn document(&self, state: u32) -> PathBuf {
+        let xml = self.one.root().join("xml");
+        std::fs::create_dir_all(&xml).unwrap();
+        let document = format!(
+            "<VM><ID>7</ID><DEPLOY_ID>one-7</DEPLOY_ID><LCM_STATE>{state}</LCM_STATE><TEMPLATE><DISK><DISK_ID>0</DISK_ID>\
+             <FORMAT>qcow2</FORMAT><TARGET>vda</TARGET><SIZE>16</SIZE><SOURCE>{}</SOURCE></DISK></TEMPLATE><HISTORY_RECORDS>\
+             <HISTORY><SEQ>0</SEQ><VM_MAD>kvm</VM_MAD></HISTORY></HISTORY_RECORDS></VM>",
+            self.text("100/img")
+        );
+        std::fs::write(xml.join("vm-7.xml"), document).unwrap();
+        xml
+    }
+
     /// Up, with datastores 100 (images) and 101 (system).
     pub fn up() -> Hypervisor {
         let libvirt = Libvirt::up();

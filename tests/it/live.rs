@@ -196,16 +196,7 @@ fn drivers_called_for_a_running_machine() {
     let disk = format!("localhost:{}/7/disk.0", h.one.base_path(101));
     let saved = format!("{}/saved", h.one.base_path(100));
     let call = |verb: &str, state: u32, args: &[&str]| {
-        let xml = h.one.root().join("xml");
-        std::fs::create_dir_all(&xml).unwrap();
-        let document = format!(
-            "<VM><ID>7</ID><DEPLOY_ID>one-7</DEPLOY_ID><LCM_STATE>{state}</LCM_STATE><TEMPLATE><DISK><DISK_ID>0</DISK_ID>\
-             <FORMAT>qcow2</FORMAT><TARGET>vda</TARGET><SIZE>16</SIZE><SOURCE>{}</SOURCE></DISK></TEMPLATE><HISTORY_RECORDS>\
-             <HISTORY><SEQ>0</SEQ><VM_MAD>kvm</VM_MAD></HISTORY></HISTORY_RECORDS></VM>",
-            h.text("100/img")
-        );
-        std::fs::write(xml.join("vm-7.xml"), document).unwrap();
-        let call = h.one.tm("shared", verb).env("ONESDM_XML_DIR", &xml);
+        let call = h.one.tm("shared", verb).env("ONESDM_XML_DIR", h.document(state));
         args.iter().fold(call, crate::call::Call::arg).run().ok();
     };
     for (n, letter) in [("0", 'B'), ("1", 'C')] {

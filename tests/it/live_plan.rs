@@ -10,22 +10,13 @@ use std::path::{Path, PathBuf};
 /// The verb as a person or as oned gives it, of a machine in this state.
 fn call<'a>(p: &'a Peer, how: &[&str], (verb, state, args): (&str, u32, &[&str])) -> Call<'a> {
     let h = &p.h;
-    let xml = h.one.root().join("xml");
-    std::fs::create_dir_all(&xml).unwrap();
-    let document = format!(
-        "<VM><ID>7</ID><DEPLOY_ID>one-7</DEPLOY_ID><LCM_STATE>{state}</LCM_STATE><TEMPLATE><DISK><DISK_ID>0</DISK_ID>\
-         <FORMAT>qcow2</FORMAT><TARGET>vda</TARGET><SIZE>16</SIZE><SOURCE>{}</SOURCE></DISK></TEMPLATE><HISTORY_RECORDS>\
-         <HISTORY><SEQ>0</SEQ><VM_MAD>kvm</VM_MAD></HISTORY></HISTORY_RECORDS></VM>",
-        h.text("100/img")
-    );
-    std::fs::write(xml.join("vm-7.xml"), document).unwrap();
     let name = format!("tm/shared/{verb}");
     let call = if how.is_empty() {
         h.one.tm("shared", verb)
     } else {
         h.one.onesdm(&[how, &["--as", &name, "--"]].concat())
     };
-    args.iter().fold(call.env("ONESDM_XML_DIR", &xml), Call::arg)
+    args.iter().fold(call.env("ONESDM_XML_DIR", h.document(state)), Call::arg)
 }
 
 /// Snapshots are made, one goes down into another, one is pulled up, and the disk is saved: each is planned first,

@@ -104,6 +104,8 @@ fn dying(here: &Here) {
     std::thread::sleep(Duration::from_secs(600));
 }
 
+const IN_USE: i32 = 9;
+
 /// Takes over what the other host had, and looks at all there is.
 fn takes_over(here: &Here, life: u64) {
     let h = &here.h;
@@ -142,7 +144,11 @@ fn takes_over(here: &Here, life: u64) {
         h.ok("rm", &img(*image));
     }
     let vm = (1, here.vm(1, 2).1.replace("<ID>2<", "<ID>1<"));
-    here.tm(&vm, "delete", &["DIR", "1", "101"]);
+    // Its disks are another's until that is known to be dead, which may be later than that it has no job left.
+    while h.tm_of((vm.0, &vm.1), "delete", &["DIR", "1", "101"]).0 == IN_USE {
+        assert!(killed.elapsed() < Duration::from_secs(400), "its VM is never free");
+        std::thread::sleep(Duration::from_secs(1));
+    }
     let (status, text) = h.own(&["gc", PLACE]);
     assert_eq!(status, 0, "{text}");
     let images = |v: &String| v == "img-one-1" || v.starts_with("img-one-2");
