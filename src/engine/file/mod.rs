@@ -126,7 +126,15 @@ impl FileEngine {
         let (a, b) = (self.spot(from)?, self.spot(to)?);
         Self::expect(&a, from, id)?;
         let rename = if matches!(to, Place::Dead(_)) { Dir::rename_own } else { Dir::rename_new };
-        rename(&a.dir, &a.name, &b.dir, &b.name).map_err(io_error(to))?;
+        let go = || rename(&a.dir, &a.name, &b.dir, &b.name);
+        let gone = match go() {
+            // A power loss may have left both names to what was renamed: btrfs writes down one directory at a time.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && Self::is_second(&b, to, id) => {
+                b.dir.unlink(&b.name).and_then(|()| go())
+            }
+            r => r,
+        };
+        gone.map_err(io_error(to))?;
         match Self::expect(&b, to, id) {
             Err(EngineError::Changed(_)) => {
                 b.dir.rename_new(&b.name, &a.dir, &a.name).map_err(io_error(from))?;
@@ -134,6 +142,11 @@ impl FileEngine {
             }
             r => r.map(drop),
         }
+    }
+
+    /// Whether a name of our own area is one more of this object's.
+    fn is_second(b: &Spot, to: &Place, id: Identity) -> bool {
+        !matches!(to, Place::Public(_)) && Self::expect(b, to, id).is_ok()
     }
 
     fn objects(
@@ -463,6 +476,8 @@ impl Engine for FileEngine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lock;
+    use crate::sys::Cancel;
 
     #[test]
     fn conforms() {
@@ -495,6 +510,28 @@ mod tests {
         assert!(hosts[0].is_some() && hosts.iter().all(|h| *h == hosts[0]), "{hosts:?}");
         assert_eq!(engine().only_host(None).unwrap(), hosts[0]);
         assert!(engine().strays().unwrap().is_empty() && engine().jobs().unwrap().is_empty());
+    }
+
+    /// After a power loss btrfs may show a file that was renamed under its old name, too.
+    #[test]
+    fn what_has_both_names_loses_the_old_one() {
+        let t = tempfile::tempdir().unwrap();
+        let engine = FileEngine::open(t.path()).unwrap();
+        engine.prepare().unwrap();
+        let locks = lock::MemLocks::default();
+        let held = lock::domain_lock(&locks, std::time::Duration::ZERO, &Cancel::default()).unwrap();
+        let (at, grave) =
+            (Place::Public(Name::parse("x").unwrap()), Grave { job: JobId::generate(), n: 0, keep: true });
+        std::fs::write(engine.full(&at), "x").unwrap();
+        std::fs::hard_link(engine.full(&at), engine.full(&Place::Dead(grave))).unwrap();
+        let id = engine.look(&at).unwrap().unwrap().id;
+        engine.bury(&held, &at, id, &grave).unwrap();
+        assert!(engine.look(&at).unwrap().is_none());
+        assert_eq!(engine.look(&Place::Dead(grave)).unwrap().unwrap().id, id);
+        // Another object's tombstone is left alone.
+        std::fs::write(engine.full(&at), "y").unwrap();
+        let other = engine.look(&at).unwrap().unwrap().id;
+        assert!(matches!(engine.bury(&held, &at, other, &grave), Err(EngineError::Exists(_))));
     }
 
     /// What an NFS client keeps of a file that was removed while it was open.
