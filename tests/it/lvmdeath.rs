@@ -51,7 +51,10 @@ fn dying(here: &Here) {
     }
     here.source("one.raw", &seed(1));
     // What its other lives have left.
-    let vm = here.vm(1, 2);
+    let mut vm = here.vm(1, 2);
+    let first = vm.1.split_inclusive("</DISK>").next().unwrap().rsplit_once("<DISK>").unwrap().1;
+    let third = format!("<DISK>{}</TEMPLATE>", first.replace("<DISK_ID>0<", "<DISK_ID>3<"));
+    vm.1 = vm.1.replace("</TEMPLATE>", &third);
     let all = volumes();
     let is = |name: &str| all.iter().any(|v| v == name);
     if !is("img-one-1") {
