@@ -53,7 +53,7 @@ fn lose(
         }
         tried += 1;
         let same = state.acked || tried % 2 == 0;
-        let found = log.mount(state).and_then(|_mount| recovered(scene, &stage, None, state.acked, same));
+        let found = log.mount(state).and_then(|_mount| recovered(scene, &stage, &[], state.acked, same));
         if let Err(e) = found {
             wrong.push(format!("{} on {}: power lost {state}: {e}", scene.name, kind.name()));
             if bug.is_some() {

@@ -1,4 +1,4 @@
-//! The suite is tested, too: eleven bugs that a careless author could have made, in six rooms, are put into the
+//! The suite is tested, too: twelve bugs that a careless author could have made, in seven rooms, are put into the
 //! program on purpose (`ONESDM_TEST_BUG`), and each must be caught by the check that is there for its kind.
 //! What it said is printed.
 
@@ -26,6 +26,14 @@ fn a_dropped_fsync_is_caught() {
 fn a_skipped_flush_is_caught() {
     let scene = scenes::named("tm mv");
     let (_, wrong) = lose(&scene, During::Call(true), 1, &mut Random(1), Some("skip-flush"));
+    println!("caught: {}", wrong.first().expect("no power loss showed it"));
+}
+
+/// Whoever ends a dead job takes a file with both names for one that was renamed.
+#[test]
+fn a_second_name_that_stays_is_caught() {
+    let scene = scenes::named("snap_revert qcow2");
+    let (_, wrong) = lose(&scene, During::Call(true), 0, &mut Random(1), Some("leave-second"));
     println!("caught: {}", wrong.first().expect("no power loss showed it"));
 }
 
