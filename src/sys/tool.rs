@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, pidfd_open};
 
-use super::effect::{Effect, crash, only_looks, scratch, step};
+use super::effect::{Effect, bug, crash, only_looks, scratch, step};
 use super::{Cancel, Class};
 
 /// Where programs are looked for, in this order; also the `PATH` they are given.
@@ -414,16 +414,18 @@ fn command(path: &Path, args: &[&OsStr], opts: &Run<'_>, stdin: Stdio) -> Comman
     cmd.envs(opts.env.iter().copied());
     cmd.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
     cmd.current_dir(opts.cwd.unwrap_or(Path::new("/")));
-    let keep: Vec<i32> = opts.inherit.iter().map(AsRawFd::as_raw_fd).filter(|&n| n > 2).collect();
+    let kept = |n: &i32| *n > 2 && !bug("orphan");
+    let keep: Vec<i32> = opts.inherit.iter().map(AsRawFd::as_raw_fd).filter(kept).collect();
+    let signal = (!bug("orphan") && !bug("outlive")).then_some(Signal::KILL);
     let us = rustix::process::getpid();
     let Limits { memory, cpu } = opts.limits;
     let hold = opts.hold.map(|fd| fd.as_raw_fd());
     let prepare = move || {
-        use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+        use rustix::process::{getppid, set_parent_process_death_signal};
         if let Some(lease) = hold {
             return super::fork::stay_behind(lease).and_then(|()| bare(&keep, memory, cpu));
         }
-        set_parent_process_death_signal(Some(Signal::KILL))?;
+        set_parent_process_death_signal(signal)?;
         if getppid() != Some(us) {
             // We died before the line above: nobody would send the signal.
             return Err(rustix::io::Errno::CHILD.into());
