@@ -106,3 +106,116 @@ pub(super) fn parallels(source: &Source<'_>) -> Result<Probe, ImageError> {
     let n = if h.starts_with(b"WithouFreSpacExt") { le64(&h, 36) } else { u64::from(le32(&h, 36)) };
     Ok(Probe::new(Format::Parallels, Some(sectors(Format::Parallels, n)?), source.len))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::img;
+    use super::super::probe::probe_bytes;
+    use super::super::{Admit, admit};
+    use super::*;
+
+    /// An empty image as `qemu-img` makes it, with some bytes changed.
+    fn made(format: &str, options: &[&str], bend: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+        let dir = tempfile::tempdir().unwrap();
+        img(dir.path(), &[&["create", "-q", "-f", format], options, &["x", "4M"]].concat());
+        let mut bytes = std::fs::read(dir.path().join("x")).unwrap();
+        bend(&mut bytes);
+        bytes
+    }
+
+    fn set(bytes: &mut [u8], at: usize, new: &[u8]) {
+        bytes[at..at + new.len()].copy_from_slice(new);
+    }
+
+    /// Where the metadata of a VHDX has an item's entry, by the first bytes of its id, and where the item is.
+    fn item(vhdx: &[u8], id: [u8; 4]) -> (usize, usize) {
+        let base = vhdx.windows(8).position(|w| w == b"metadata").unwrap();
+        let entry = base + vhdx[base..].windows(4).position(|w| w == id).unwrap();
+        (entry, base + le32(vhdx, entry + 16) as usize)
+    }
+
+    const PARAMETERS: [u8; 4] = [0x37, 0x67, 0xa1, 0xca];
+
+    #[test]
+    fn a_parent_is_seen_in_every_format_that_has_some() {
+        let utf16 = |name: &str| name.encode_utf16().flat_map(u16::to_be_bytes).collect::<Vec<u8>>();
+        let differencing = |vhd: &mut Vec<u8>, name: &str| {
+            set(vhd, 60, &4u32.to_be_bytes());
+            let dynamic = usize::try_from(be64(vhd, 16)).unwrap();
+            set(vhd, dynamic + 40, &[0xab; 16]);
+            set(vhd, dynamic + 64, &utf16(name));
+        };
+        let cowd = |text: &[u8]| [&b"COWD\x01\0\0\0\x03\0\0\0\0\x20\0\0"[..], &[0; 496], text].concat();
+        for (bytes, format, name) in [
+            (made("vdi", &[], |v| set(v, 0x1b8, &[1; 16])), Format::Vdi, format!("uuid:{}", "01".repeat(16))),
+            (made("vpc", &[], |v| differencing(v, "..\\etc")), Format::Vhd, "..\\etc".to_owned()),
+            (made("vpc", &[], |v| differencing(v, "")), Format::Vhd, format!("uuid:{}", "ab".repeat(16))),
+            (
+                made("vhdx", &[], |v| {
+                    let at = item(v, PARAMETERS).1;
+                    v[at + 4] |= 2;
+                }),
+                Format::Vhdx,
+                "parent of a differencing disk".to_owned(),
+            ),
+            (made("qed", &["-u", "-F", "raw", "-b", "/etc/passwd"], |_| ()), Format::Qed, "/etc/passwd".into()),
+            (cowd(b"parentFileNameHint=\"/etc/group\"\n"), Format::Vmdk, "/etc/group".to_owned()),
+        ] {
+            let got = probe_bytes(&bytes, Some(bytes.len() as u64)).unwrap();
+            assert_eq!(got.format, format);
+            assert_eq!(got.backing.as_ref().map(|b| b.name.to_str().unwrap()), Some(name.as_str()), "{format}");
+            assert!(admit(&got, &Admit::default()).is_err(), "{format} with a parent");
+        }
+        let size = probe_bytes(&cowd(b""), None).unwrap().virtual_size;
+        assert_eq!(size, Some(crate::sys::Bytes(0x2000 * 512)));
+    }
+
+    #[test]
+    fn a_vhd_of_another_maker_has_the_size_of_its_geometry() {
+        let dynamic = made("vpc", &[], |v| set(v, 28, b"vpc "));
+        let chs = u64::from(be16(&dynamic, 56)) * u64::from(dynamic[58]) * u64::from(dynamic[59]);
+        let got = probe_bytes(&dynamic, Some(dynamic.len() as u64)).unwrap();
+        assert_eq!(got.virtual_size.map(|s| s.0), Some(chs * 512));
+    }
+
+    #[test]
+    fn a_vhdx_whose_tables_lead_nowhere_is_damaged() {
+        let region = 192 << 10;
+        let bent = |bend: &dyn Fn(&mut Vec<u8>)| {
+            let bytes = made("vhdx", &[], bend);
+            match probe_bytes(&bytes, Some(bytes.len() as u64)) {
+                Err(e @ ImageError::Damaged { .. }) => e.to_string(),
+                other => panic!("{other:?}"),
+            }
+        };
+        for (what, bend) in [
+            ("region table", &(|v: &mut Vec<u8>| set(v, region, b"REGI")) as &dyn Fn(&mut Vec<u8>)),
+            ("no metadata region", &|v| set(v, region + 8, &[0; 4])),
+            ("metadata table", &|v| {
+                let base = v.windows(8).position(|w| w == b"metadata").unwrap();
+                set(v, base, b"METADATA");
+            }),
+            ("metadata is incomplete", &|v| {
+                let entry = item(v, PARAMETERS).0;
+                set(v, entry, &[0; 16]);
+            }),
+        ] {
+            let said = bent(bend);
+            assert!(said.contains(what), "{said}");
+        }
+        // Its metadata is said to lie at the end of all numbers.
+        let said = bent(&|v| {
+            let entry = region + v[region..].windows(4).position(|w| w == [0x06, 0xa2, 0x7c, 0x8b]).unwrap();
+            set(v, entry + 16, &(u64::MAX - 100).to_le_bytes());
+        });
+        assert!(said.contains("a part of the header"), "{said}");
+    }
+
+    #[test]
+    fn the_older_parallels_has_a_short_size() {
+        let head = |magic: &[u8]| [magic, &[0; 20], &8u32.to_le_bytes(), &7u32.to_le_bytes(), &[0; 64]].concat();
+        let size = |magic: &[u8]| probe_bytes(&head(magic), None).unwrap().virtual_size.map(|s| s.0);
+        assert_eq!(size(b"WithoutFreeSpace"), Some(8 * 512));
+        assert_eq!(size(b"WithouFreSpacExt"), Some(((7 << 32) | 8) * 512));
+    }
+}
