@@ -158,12 +158,20 @@ mod tests {
                 Format::Vhdx,
                 "parent of a differencing disk".to_owned(),
             ),
-            (made("qed", &["-u", "-F", "raw", "-b", "/etc/passwd"], |_| ()), Format::Qed, "/etc/passwd".into()),
+            (
+                made("qed", &["-u", "-F", "raw", "-b", "/etc/passwd"], |_| ()),
+                Format::Qed,
+                "/etc/passwd".into(),
+            ),
             (cowd(b"parentFileNameHint=\"/etc/group\"\n"), Format::Vmdk, "/etc/group".to_owned()),
         ] {
             let got = probe_bytes(&bytes, Some(bytes.len() as u64)).unwrap();
             assert_eq!(got.format, format);
-            assert_eq!(got.backing.as_ref().map(|b| b.name.to_str().unwrap()), Some(name.as_str()), "{format}");
+            assert_eq!(
+                got.backing.as_ref().map(|b| b.name.to_str().unwrap()),
+                Some(name.as_str()),
+                "{format}"
+            );
             assert!(admit(&got, &Admit::default()).is_err(), "{format} with a parent");
         }
         let size = probe_bytes(&cowd(b""), None).unwrap().virtual_size;
@@ -213,7 +221,8 @@ mod tests {
 
     #[test]
     fn the_older_parallels_has_a_short_size() {
-        let head = |magic: &[u8]| [magic, &[0; 20], &8u32.to_le_bytes(), &7u32.to_le_bytes(), &[0; 64]].concat();
+        let head =
+            |magic: &[u8]| [magic, &[0; 20], &8u32.to_le_bytes(), &7u32.to_le_bytes(), &[0; 64]].concat();
         let size = |magic: &[u8]| probe_bytes(&head(magic), None).unwrap().virtual_size.map(|s| s.0);
         assert_eq!(size(b"WithoutFreeSpace"), Some(8 * 512));
         assert_eq!(size(b"WithouFreSpacExt"), Some(((7 << 32) | 8) * 512));

@@ -255,6 +255,23 @@ mod tests {
         assert!(!ds.join(".sdm").exists());
     }
 
+    /// A volume group says itself which domain it is.
+    #[test]
+    fn another_volume_group_in_its_place_is_noticed() {
+        let t = tempfile::tempdir().unwrap();
+        let (state, group) = (t.path().join("state"), Path::new("/dev/vg-one-100"));
+        let opened = |name: &str| {
+            let ds = t.path().join(name);
+            std::fs::create_dir_all(&ds).unwrap();
+            expected(&state, "100", group, Domain::open_dir(&ds).or_else(|_| Domain::init_dir(&ds)).unwrap())
+        };
+        let first = opened("first").unwrap().header.id;
+        assert_eq!(opened("first").unwrap().header.id, first);
+        assert!(matches!(opened("second"), Err(SdmError::WrongDomain { .. })));
+        forget(&state, "100").unwrap();
+        assert_ne!(opened("second").unwrap().header.id, first);
+    }
+
     /// A host does what the front-end expects: the storage that it knows, and no other in its place.
     #[test]
     fn a_host_opens_what_is_expected_and_makes_only_what_nobody_knew() {

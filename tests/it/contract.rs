@@ -5,7 +5,9 @@ use crate::bed::{self, Bed, LATER, VERBS, base64, names};
 use crate::doc::Doc;
 use crate::failures;
 use crate::guest;
+use crate::hostile;
 use crate::oracle::{Oracle, Tree};
+use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -223,4 +225,34 @@ fn what_is_published_belongs_to_the_datastores_owner() {
     let answer = bed.ds("cp", 7, &dump).run().ok();
     let image = Path::new(answer.split(' ').next().unwrap()).metadata().unwrap();
     assert_eq!((image.uid(), image.gid()), (9869, 9869));
+}
+
+/// Each file system of SUPPORTED_FS is made, in an image of each format.
+#[test]
+fn images_have_the_file_system_that_is_asked_for() {
+    for (fs, size, at, magic) in [
+        ("ext2", 8, 1080, &b"\x53\xef"[..]),
+        ("ext3", 8, 1080, b"\x53\xef"),
+        ("ext4", 8, 1080, b"\x53\xef"),
+        ("xfs", 320, 0, b"XFSB"),
+        ("btrfs", 128, 65_600, b"_BHRfS_M"),
+    ] {
+        for format in ["raw", "qcow2"] {
+            let bed = Bed::new();
+            bed.store(100);
+            hostile::settings(&bed, &format!("[fs]\nsupported = [\"{fs}\"]"));
+            let doc = Doc::new(&bed, 7).image("FORMAT", format).image("FS", fs).image("SIZE", size);
+            let said = bed.ds("mkfs", 7, &doc.xml()).run().ok();
+            let image = said.split_whitespace().next().unwrap();
+            let raw = bed.root().join("raw");
+            let words = ["convert", "-f", format, "-O", "raw", image, raw.to_str().unwrap()];
+            bed::tool("qemu-img", &words.map(OsStr::new));
+            let made = std::fs::read(&raw).unwrap();
+            assert_eq!(made.len(), size << 20, "{fs} in {format}");
+            assert_eq!(&made[at..at + magic.len()], magic, "{fs} in {format}");
+            // That is what makes an ext2 an ext3.
+            let journal = made[0x45c] & 4 != 0;
+            assert!(!fs.starts_with("ext") || journal == (fs != "ext2"), "{fs} in {format}");
+        }
+    }
 }
