@@ -2,7 +2,7 @@
 
 use crate::lvmmeet::{Blow, Here, PLACE, changes, hosts, img, passed, said, seed, seqno};
 use crate::lvmverbs::{GROUP, Host, MIB, content, digest, read, root, volumes};
-use std::process::Output;
+use std::process::{Child, Output};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -92,26 +92,31 @@ fn two_hosts_at_work_on_one_group_lose_nothing() {
     assert!(changes > 40, "{changes}");
 }
 
-/// The steps of a verb that write to the records, by their numbers.
-fn writes(h: &Host, verb: &str, image: &str) -> Vec<u64> {
+/// The steps that a verb takes, each with what it changes.
+pub fn steps(h: &Host, verb: &str, image: &str) -> Vec<String> {
     let log = h.at("steps");
     let env = [("ONESDM_TEST_LOG", log.to_str().unwrap())];
     let out = h.start(verb, &h.message(image), &env).wait_with_output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     let text = std::fs::read_to_string(&log).unwrap();
-    let ours = text.lines().filter(|l| l.ends_with("/sdm-meta"));
-    ours.map(|l| l.split('\t').next().unwrap().parse().unwrap()).collect()
+    text.lines().map(|l| l.split_once('\t').unwrap().1.to_owned()).collect()
+}
+
+/// Those of them that write to the records, by their numbers.
+pub fn writes(steps: &[String]) -> Vec<u64> {
+    let ours = (1..).zip(steps).filter(|(_, s)| s.starts_with("Write") && s.ends_with("/sdm-meta"));
+    ours.map(|(n, _)| n).collect()
 }
 
 /// Starts a verb that stands still before this step.
-#[expect(clippy::zombie_processes, reason = "its machine ends with it")]
-fn stopped(h: &Host, verb: &str, image: &str, step: u64) {
-    let mut child = h.start(verb, &h.message(image), &[("ONESDM_TEST_STOP", &step.to_string())]);
+pub fn stopped(h: &Host, verb: &str, image: &str, step: u64, env: &[(&str, &str)]) -> Child {
+    let step = step.to_string();
+    let mut child = h.start(verb, &h.message(image), &[&[("ONESDM_TEST_STOP", &*step)], env].concat());
     let began = Instant::now();
     loop {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
         if stat.rsplit_once(") ").unwrap().1.starts_with('T') {
-            return;
+            return child;
         }
         assert!(child.try_wait().unwrap().is_none(), "{verb} {image} ended before step {step}");
         assert!(began.elapsed() < Duration::from_secs(120), "{verb} {image} does not get to step {step}");
@@ -130,12 +135,11 @@ fn dying(here: &Here) {
     let vm = here.vm(1, 2);
     here.tm(&vm, "ln", &["fe:vg-one-100/img-one-2", "DIR/disk.1", "1", "100"]);
     // Its birth, intent (2), commit (2), done, end.
-    let steps = writes(h, "cp", &cp(3));
+    let steps = writes(&steps(h, "cp", &cp(3)));
     assert_eq!(steps.len(), 7, "{steps:?}");
     h.ok("rm", &img(3));
     // Records are written with the lock: the step before is the last without it.
-    stopped(h, "cp", &cp(4), steps[3] - 1);
-    stopped(h, "cp", &cp(5), steps[5]);
+    let _both = [(4, steps[3] - 1), (5, steps[5])].map(|(n, step)| stopped(h, "cp", &cp(n), step, &[]));
     here.meet.say(7);
     std::thread::sleep(Duration::from_secs(600));
 }

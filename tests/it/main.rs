@@ -69,6 +69,7 @@ mod lvmfull;
 mod lvmhosts;
 mod lvmkill;
 mod lvmmeet;
+mod lvmmember;
 mod lvmorphan;
 mod lvmpause;
 mod lvmplan;
