@@ -3,7 +3,7 @@
 
 use super::{Ctx, fill, hold, refuse};
 use crate::data::{self, Planned};
-use crate::engine::{Access, Kind, Name, Object, Place, Spec};
+use crate::engine::{Access, Kind, Name, Object, Place, PoolUse, Spec};
 use crate::lock::{Mode, SlabLease};
 use crate::one::{Volume, volume};
 use crate::sdm::event::What;
@@ -241,13 +241,23 @@ impl<'a> Group<'a> {
         Ok(())
     }
 
+    /// Of a write that found no room in its pool the kernel only says that it failed.
+    fn flush(&self, work: &Work<'_>, slab: &Slab, v: &Volume) -> Result<()> {
+        let full = |p: &PoolUse| p.name == v.pool() && p.data.0 >= p.data.1;
+        let flushed = work.flush(slab);
+        if flushed.is_err() && self.domain.engine.pools().is_ok_and(|all| all.iter().any(full)) {
+            return flushed.with_context(|| format!("pool {} is full; make room in it", v.pool()));
+        }
+        Ok(flushed?)
+    }
+
     /// The steps by which a staged volume gets its names, its device closed: one that is open stays. What had them
     /// goes, with all that was made of it, and is kept for a while; but not where it would take space in a pool that
     /// nobody sees.
     pub fn steps(&self, work: &mut Work<'_>, staged: Staged, v: &Volume) -> Result<Vec<Step>> {
         let Staged { slab, pool: first, shares } = staged;
         let keep = !shares;
-        work.flush(&slab)?;
+        self.flush(work, &slab, v)?;
         let mut steps = vec![work.step_over(&slab, &name(v)?, keep)?];
         for part in self.parts(v)?.into_iter().skip(1) {
             steps.extend(work.step_bury(&part, keep)?);

@@ -183,6 +183,8 @@ impl Group {
         let has = |words: &[&str]| words.iter().any(|w| said.contains(w));
         if has(&["insufficient free space", "Insufficient free space", "insufficient suitable"]) {
             EngineError::NoSpace(format!("volume group {}", self.name))
+        } else if has(&["free space in thin pool"]) {
+            EngineError::NoSpace(format!("a pool of volume group {}", self.name))
         } else if has(&["already exists in volume group"]) {
             EngineError::Exists(format!("a volume of group {}", self.name))
         } else if has(&["Failed to find logical volume", "not found in volume group"]) {
