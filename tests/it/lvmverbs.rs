@@ -75,6 +75,7 @@ impl Host {
         let mut c = Command::new(program);
         c.env_clear().env("ONE_LOCATION", self.dir.path()).env("HOME", self.dir.path());
         c.env("ONESDM_TEST_HISTORY", self.at("history"));
+        c.envs(std::env::var_os(vm::PROFILE).map(|file| (vm::PROFILE, file)));
         c
     }
 

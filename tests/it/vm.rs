@@ -1,6 +1,7 @@
 //! The micro-VM (tests/bed/vm) as the suite uses it: a test runs another test of this very program there.
 
 use crate::bed;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,6 +15,11 @@ pub fn disk(dir: &Path, name: &str, size: u64) -> PathBuf {
     std::fs::File::create(&path).unwrap().set_len(size).unwrap();
     path
 }
+
+/// Of `packaging/coverage`: what was counted in a machine leaves it behind its output.
+pub const PROFILE: &str = "LLVM_PROFILE_FILE";
+const COUNTED: (&str, &str) =
+    ("LLVM_PROFILE_FILE=/tmp/counted/%8m.profraw", "echo counted:; tar -czC /tmp/counted . | base64;");
 
 /// Programs for an account that may give some commands as root.
 const SUDO: [&str; 4] = [
@@ -103,8 +109,9 @@ fn command_of(
     let told = ["ONESDM_FULL", "ONESDM_TEST_SEED", "ONESDM_TEST_SCENE", "ONESDM_TEST_PART"]
         .map(|name| std::env::var(name).map_or(String::new(), |v| format!("{name}=\"{v}\"")))
         .join(" ");
+    let (counted, take) = if std::env::var_os(PROFILE).is_some() { COUNTED } else { ("", "") };
     let run = format!(
-        "{ACCOUNT}{before}exec su {who} -c '{told} {} --exact --ignored --nocapture {name}'",
+        "{ACCOUNT}{before}su {who} -c '{told} {counted} {} --exact --ignored --nocapture {name}'; status=$?; {take} exit $status",
         program.display()
     );
     command.args(["--", "env", &format!("SUDOERS={sudoers}\n{own}\n"), "sh", "-c", &run]);
@@ -137,7 +144,18 @@ pub fn passes_as_root(modules: &[&str], before: &str, name: &str, disks: &[&Path
 
 #[track_caller]
 fn passes_of(mut command: Command, name: &str) {
-    let out = command.output().unwrap();
+    let mut out = command.output().unwrap();
+    if let Some(file) = std::env::var_os(PROFILE) {
+        let to = Path::new(&file).with_file_name(name);
+        std::fs::create_dir_all(&to).unwrap();
+        let at = out.stdout.windows(9).rposition(|w| w == b"counted:\n").expect("a machine that counts");
+        let mut tar = Command::new("sh");
+        tar.args(["-c", "base64 -d | tar -xzC \"$0\""]).arg(to).stdin(std::process::Stdio::piped());
+        let mut tar = tar.spawn().unwrap();
+        tar.stdin.take().unwrap().write_all(&out.stdout[at + 9..]).unwrap();
+        assert!(tar.wait().unwrap().success());
+        out.stdout.truncate(at);
+    }
     let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success() && said.contains("1 passed"), "{name}: {said}");
     println!("{said}");
