@@ -262,7 +262,7 @@ pub static VERBS: &[Verb] = &[
         answer: "",
         meets: Meets::Again,
         moves_data: true,
-        locks: "the image exclusively and the disk shared, to the end of the copy",
+        locks: "the image exclusively and the disk shared (of a running VM exclusively), to the end of the copy",
         evidence: "success: the image exists. Failure: it is what it was before",
         run: Some(Run::Tm),
     },
@@ -436,7 +436,7 @@ pub static VERBS: &[Verb] = &[
         meets: Meets::Again,
         moves_data: true,
         locks: "the disk, or its image, exclusively",
-        evidence: "success: disk.N leads to the layer that the machine writes to, above the snapshot's; for raw, the snapshot's file exists. Failure: disk.N leads where it led",
+        evidence: "success: disk.N leads to the layer that the machine writes to, above the snapshot's; for raw, the snapshot's file exists, on volumes its volume. Failure: disk.N leads where it led",
         run: Some(Run::Tm),
     },
     Verb {

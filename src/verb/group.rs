@@ -2,7 +2,7 @@
 //! and given their names. Datastore and transfer-manager verbs share it.
 
 use super::{Ctx, fill, hold, refuse};
-use crate::data::{self, Planned};
+use crate::data::{self, Copied, Planned};
 use crate::engine::{Access, Kind, Name, Object, Place, PoolUse, Spec};
 use crate::lock::{Mode, SlabLease};
 use crate::one::{Volume, volume};
@@ -148,6 +148,21 @@ impl<'a> Group<'a> {
 
     /// Copies a volume into a staged one. Its size is the group's to tell, so a plan need not open it.
     pub fn pour(&self, from: &Name, to: &Slab) -> Result<()> {
+        self.poured(from, to, |pour| self.read(from, pour))
+    }
+
+    /// The same of what a volume was at one moment, which is closed then.
+    pub fn pour_moment(&self, of: &Name, moment: Slab, to: &Slab) -> Result<()> {
+        let source = moment.file.context("a staged volume has no device")?;
+        self.poured(of, to, |pour| pour(&source))
+    }
+
+    fn poured(
+        &self,
+        from: &Name,
+        to: &Slab,
+        read: impl FnOnce(&dyn Fn(&File) -> Result<Copied>) -> Result<Copied>,
+    ) -> Result<()> {
         let target = to.file.as_ref().context("a staged volume has no device")?;
         let watch = self.job.watch();
         if only_looks() {
@@ -157,7 +172,7 @@ impl<'a> Group<'a> {
             return Ok(());
         }
         let pour = |source: &File| data::pour(source, target, &watch).map_err(Into::into);
-        let copied = self.read(from, pour).with_context(|| format!("reading {from}"))?;
+        let copied = read(&pour).with_context(|| format!("reading {from}"))?;
         self.job.method(copied.method.as_str());
         Ok(())
     }
@@ -200,7 +215,13 @@ impl<'a> Group<'a> {
     }
 
     pub fn begin(&self, v: &Volume) -> Result<Work<'_>> {
-        Ok(Work::begin(&self.domain, self.job, &[name(v)?, pool(v)?])?)
+        self.begin_on(&[v])
+    }
+
+    /// What it leaves when it dies is settled by whoever wants any of these next.
+    pub fn begin_on(&self, all: &[&Volume]) -> Result<Work<'_>> {
+        let targets: Result<Vec<_>> = all.iter().flat_map(|v| [name(v), pool(v)]).collect();
+        Ok(Work::begin(&self.domain, self.job, &targets?)?)
     }
 
     /// A staged volume of its own.

@@ -68,6 +68,7 @@ mod lvmdeath;
 mod lvmfull;
 mod lvmhosts;
 mod lvmkill;
+mod lvmlive;
 mod lvmmeet;
 mod lvmmember;
 mod lvmorphan;

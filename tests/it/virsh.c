@@ -2,8 +2,11 @@
  * of WORD TAB ACTION TAB ARGUMENT, the first whose WORD is an argument counts; `calls`, what it was asked.
  *   say TEXT    print TEXT, end with 0          fail TEXT   print TEXT as an error, end with 1
  *   hang        never end                       lost        do it, then end with 1
- *   until FILE  do it once FILE exists          off FILE    as `say` with the content of FILE */
+ *   until FILE  do it once FILE exists          off FILE    as `say` with the content of FILE
+ *   stop PID    the machine is this process: it stands still
+ *   cont PID    it goes on, once there is no file `stay` beside us */
 #include <libgen.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +35,12 @@ int main(int argc, char **argv) {
         if (!strcmp(action, "say")) { puts(text); return 0; }
         if (!strcmp(action, "fail")) { fprintf(stderr, "error: %s\n", text); return 1; }
         if (!strcmp(action, "hang")) for (;;) pause();
+        if (!strcmp(action, "stop")) return kill(atoi(text), SIGSTOP) != 0;
+        if (!strcmp(action, "cont")) {
+            snprintf(path, sizeof path, "%s/stay", dir);
+            while (!access(path, F_OK)) usleep(5000);
+        }
+        if (!strcmp(action, "cont")) return kill(atoi(text), SIGCONT) != 0;
         if (!strcmp(action, "until")) while (access(text, F_OK)) usleep(5000);
         if (!strcmp(action, "off")) {
             FILE *f = fopen(text, "r");

@@ -35,7 +35,12 @@ pub(super) fn run(front: &Front<'_>, verb: &str, call: TmCall) -> Result<String>
         TmCall::Premigrate(m) | TmCall::Postmigrate(m) => stays(&m),
         // Nothing was done.
         TmCall::Failmigrate(_) => Ok(String::new()),
-        TmCall::SnapCreateLive(_) => Err(not_yet("a snapshot of a volume that a machine writes to")),
+        TmCall::SnapCreateLive(c) => {
+            let vm = of.of.vm(c.object)?;
+            let machine = of.of.machine(&vm, &c.disk)?;
+            let what = What::SnapCreateLive { snapshot: c.snapshot.into(), machine };
+            of.ask(&c.disk, &volume(&vm, &c.disk)?, what)
+        }
         // Done before it is known whose disk it is.
         TmCall::Context(_) | TmCall::Monitor(_) | TmCall::MonitorDs(_) => Err(not_yet(verb)),
     }
@@ -130,11 +135,13 @@ impl Lvm<'_> {
 
     fn cpds(&self, c: &Cpds) -> Result<String> {
         let vm = self.of.vm(c.object)?;
-        if c.snapshot.is_none() && self.of.saved_from(&vm, &c.disk)?.is_some() {
-            return Err(not_yet("saving a volume that a machine writes to"));
-        }
         let (snapshot, target) = (c.snapshot.map(i64::from), image(&c.image.path)?.source());
-        self.ask(&c.disk, &volume(&vm, &c.disk)?, What::Save { snapshot, target })
+        let machine = if snapshot.is_none() { self.of.saved_from(&vm, &c.disk)? } else { None };
+        let what = match machine {
+            Some(machine) => What::SaveLive { target, machine },
+            None => What::Save { snapshot, target },
+        };
+        self.ask(&c.disk, &volume(&vm, &c.disk)?, what)
     }
 
     fn delete(&self, c: &Place) -> Result<String> {

@@ -261,7 +261,7 @@ impl Of<'_> {
     }
 
     /// The running machine, as its host's libvirt knows it.
-    fn machine(&self, vm: &Vm, at: &VmPath) -> Result<op::Machine> {
+    pub fn machine(&self, vm: &Vm, at: &VmPath) -> Result<op::Machine> {
         let disk = vm.need_disk(at.disk_id().unwrap_or_default())?;
         let missing = |what: &str| {
             refuse(

@@ -66,7 +66,7 @@ impl<'a> Switch<'a> {
         let step = work.step_to(&link, disk.at.name())?;
         if let Some(plan) = &tm.job.jobs.plan {
             let (target, path) = (&self.op.machine.target, path.display());
-            self.live.planned(plan, virsh, &format!("until its disk {target} goes on in {path}"))?;
+            virsh.planned(plan, &format!("until its disk {target} goes on in {path}"))?;
             return tm.commit(&disk.at, work, vec![step]);
         }
         tm.job.phase("switching");
@@ -189,7 +189,7 @@ pub(in crate::verb::tm) fn follow(tm: &Tm<'_>, op: &Follow) -> Result<()> {
     let live = Live::open(tm, &op.disk, &op.machine, Mode::Exclusive)?;
     let virsh = Virsh::new(tm, &op.machine, tm.job.cancel());
     if live.disk.format == DiskFormat::Qcow2 && virsh.drives()?.is_some() {
-        catch_up(&live, Live::top(&live.drives(&virsh)?))?;
+        catch_up(&live, Live::top(&virsh.disks()?))?;
     }
     Ok(())
 }

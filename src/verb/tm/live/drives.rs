@@ -20,7 +20,7 @@ pub(super) struct Drive {
     pub mirror: Option<PathBuf>,
 }
 
-/// A file that the machine has open.
+/// A file or a device that the machine has open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Node {
     /// By which the machine found it once. A link in it may lead elsewhere now.
@@ -78,13 +78,14 @@ pub(super) fn drives(xml: &str) -> Result<Option<Vec<Drive>>> {
                         }
                         if let Some(d) =
                             drive.as_mut().filter(|d| name == "source" && d.files.len() == below.len())
-                            && let Some(path) = text(&e, "file").map_err(wrong)?
+                            && let Some(path) =
+                                ["file", "dev"].into_iter().find_map(|n| text(&e, n).transpose())
                         {
                             if d.files.len() == FILES {
                                 return Err(wrong("a disk has too many files".to_owned()));
                             }
                             let index = index.or(around.filter(|_| !below.is_empty()));
-                            d.files.push(Node { path: path.into(), index });
+                            d.files.push(Node { path: path.map_err(wrong)?.into(), index });
                         }
                     }
                     _ => {}
@@ -139,7 +140,8 @@ mod tests {
             vec![node("/d/7/disk.0.snap/2", Some(6)), node("/d/7/disk.0", Some(3)), node("/d/a&b", Some(2))];
         let bare = |target: &str| Drive { target: target.into(), ..Drive::default() };
         let first = Drive { target: "vda".into(), files: vda, mirror: Some("/d/other".into()) };
-        assert_eq!(drives(XML).unwrap().unwrap(), [first, bare("hda"), bare("vdb")]);
+        let device = Drive { files: vec![node("/dev/x", None)], ..bare("vdb") };
+        assert_eq!(drives(XML).unwrap().unwrap(), [first, bare("hda"), device]);
         assert_eq!(drives(&XML.replace(" id='3'", "")).unwrap(), None);
     }
 

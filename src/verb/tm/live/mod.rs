@@ -19,12 +19,14 @@ pub mod guard;
 mod hold;
 pub mod note;
 mod save;
+mod still;
 mod virsh;
 pub mod watch;
 
 pub(super) use create::{create, follow};
 pub(super) use delete::delete;
 pub(super) use save::save;
+pub(super) use still::still;
 
 use super::disk::Disk;
 use super::op::{self, Machine};
@@ -33,7 +35,6 @@ use crate::engine::Name;
 use crate::image::{self, Format, Link};
 use crate::lock::Mode;
 use crate::sdm::Work;
-use crate::sdm::plan::Plan;
 use crate::sdm::work::Slab;
 use crate::sys::effect::{Effect, step};
 use crate::sys::{Bytes, Class};
@@ -45,7 +46,7 @@ use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use virsh::{State, Virsh};
+use virsh::Virsh;
 
 /// A disk of a running machine, leased.
 pub(super) struct Live<'a> {
@@ -86,64 +87,8 @@ impl<'a> Live<'a> {
         Ok(Live { tm, machine, disk, on_record })
     }
 
-    fn watched(&self) -> op::Follow {
-        op::Follow { disk: self.on_record.clone(), machine: self.machine.clone() }
-    }
-
-    /// The settings that the guard must have, too.
-    fn settings(&self) -> Vec<(String, String)> {
-        let s = self.tm.ctx.settings;
-        let p = &s.paths;
-        let paths = [
-            ("paths.var", &p.var),
-            ("paths.etc", &p.etc),
-            ("paths.datastores", &p.datastores),
-            ("paths.remotes", &p.remotes),
-            ("paths.run", &p.run),
-            ("paths.state", &p.state),
-            ("paths.log", &p.log),
-        ];
-        let text = |path: &Path| path.to_string_lossy().into_owned();
-        let mut out: Vec<_> = paths.into_iter().map(|(k, v)| (k.to_owned(), text(v))).collect();
-        out.extend(s.tools.iter().map(|(name, path)| (format!("tools.{name}"), text(path))));
-        // It comes when its verb is dead, and a machine stands still.
-        out.push(("lock.wait".to_owned(), "3s".to_owned()));
-        out
-    }
-
     fn guard<'v>(&self, virsh: &'v Virsh<'v>, what: guard::For<'_>) -> Result<guard::Guard<'v>> {
-        guard::Guard::start(virsh, (self.tm.ctx.jobs, self.tm.job.id), self.watched(), self.settings(), what)
-    }
-
-    /// For a plan: what is done to the machine, as it is now, for `what`.
-    fn planned(&self, plan: &Plan, virsh: &Virsh<'_>, what: &str) -> Result<()> {
-        let freezes = match self.machine.freeze {
-            op::Freeze::Try => "the guest is asked to freeze its file systems, where its agent answers, and ",
-            op::Freeze::Agent => "the guest has to freeze its file systems, and ",
-            op::Freeze::Suspend => "",
-        };
-        let name = &self.machine.domain;
-        plan.note(match virsh.look()?.state {
-            State::Running => format!("machine {name} runs: {freezes}it is suspended {what}"),
-            State::Paused => format!("machine {name} stands still, and goes on doing so {what}"),
-            State::Other => format!("machine {name} neither runs nor stands still, and is left so {what}"),
-        });
-        Ok(())
-    }
-
-    /// All disks of the machine; this one comes first.
-    fn drives(&self, virsh: &Virsh<'_>) -> Result<Vec<Drive>> {
-        let (name, target) = (&self.machine.domain, &self.machine.target);
-        let Some(mut all) = virsh.drives()? else {
-            let text = format!("machine {name} does not run on this host; nothing was changed");
-            return Err(refuse(Class::Refused, text));
-        };
-        let Some(at) = all.iter().position(|d| d.target == *target && !d.files.is_empty()) else {
-            let text = format!("machine {name} has no file as its disk {target}; nothing was changed");
-            return Err(refuse(Class::Integrity, text));
-        };
-        all.swap(0, at);
-        Ok(all)
+        guard(self.tm, virsh, self.on_record, what)
     }
 
     /// The file that the machine writes to.
@@ -153,7 +98,7 @@ impl<'a> Live<'a> {
 
     /// What the machine has open for the disk, the file it writes to first.
     fn opened(&self, virsh: &Virsh<'_>, layers: &[Layer]) -> Result<Vec<Open>> {
-        let drives = self.drives(virsh)?;
+        let drives = virsh.disks()?;
         let odd = |why: String| {
             let text = format!("machine {}: {why}; nothing was changed", self.machine.domain);
             refuse(Class::Integrity, text)
@@ -193,7 +138,7 @@ impl<'a> Live<'a> {
     /// The machine's disks, once no block job of a verb that died works on this one, and its link leads to what
     /// the machine writes to. A job that does not end is somebody else's.
     fn ready(&mut self, virsh: &Virsh<'_>) -> Result<Vec<Drive>> {
-        let mut drives = self.drives(virsh)?;
+        let mut drives = virsh.disks()?;
         let end = Instant::now() + self.tm.job.jobs.waits.lock;
         while let Some(kind) = virsh.job()? {
             let over = Instant::now() >= end || self.tm.job.jobs.plan.is_some();
@@ -205,7 +150,7 @@ impl<'a> Live<'a> {
                 );
                 return Err(refuse(Class::Busy, text));
             }
-            drives = self.drives(virsh)?;
+            drives = virsh.disks()?;
         }
         if self.disk.format == DiskFormat::Qcow2
             && let Some(layer) = create::catch_up(self, Live::top(&drives))?
@@ -214,6 +159,37 @@ impl<'a> Live<'a> {
         }
         Ok(drives)
     }
+}
+
+fn guard<'v>(
+    tm: &Tm<'_>,
+    virsh: &'v Virsh<'v>,
+    disk: &op::Disk,
+    what: guard::For<'_>,
+) -> Result<guard::Guard<'v>> {
+    let watched = op::Follow { disk: disk.clone(), machine: virsh.machine.clone() };
+    guard::Guard::start(virsh, (tm.ctx.jobs, tm.job.id), watched, settings(tm), what)
+}
+
+/// The settings that the guard must have, too.
+fn settings(tm: &Tm<'_>) -> Vec<(String, String)> {
+    let s = tm.ctx.settings;
+    let p = &s.paths;
+    let paths = [
+        ("paths.var", &p.var),
+        ("paths.etc", &p.etc),
+        ("paths.datastores", &p.datastores),
+        ("paths.remotes", &p.remotes),
+        ("paths.run", &p.run),
+        ("paths.state", &p.state),
+        ("paths.log", &p.log),
+    ];
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let mut out: Vec<_> = paths.into_iter().map(|(k, v)| (k.to_owned(), text(v))).collect();
+    out.extend(s.tools.iter().map(|(name, path)| (format!("tools.{name}"), text(path))));
+    // It comes when its verb is dead, and a machine stands still.
+    out.push(("lock.wait".to_owned(), "3s".to_owned()));
+    out
 }
 
 /// The layer that a file is.

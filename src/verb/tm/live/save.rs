@@ -83,7 +83,7 @@ fn copied(live: &Live<'_>, work: &mut Work<'_>) -> Result<Slab> {
         let data = what.data.filter(|_| !is_chain);
         tm.job.watch().progress.plan(Planned { size: Some(size.0), data, ..what });
         let when = "for a moment when libvirt's mirror of the disk has caught up, or for the whole copy where there is none";
-        live.planned(plan, &virsh, when)?;
+        virsh.planned(plan, when)?;
         return Ok(slab);
     }
     let file = slab.file.as_ref().context("a staged file has no file")?;

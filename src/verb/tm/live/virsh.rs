@@ -1,8 +1,9 @@
 //! `virsh` for one machine, by argument vector. What it says is libvirt's, and may be anything.
 
 use super::super::Tm;
-use super::super::op::Machine;
+use super::super::op::{Freeze, Machine};
 use super::drives::{Drive, drives};
+use crate::sdm::plan::Plan;
 use crate::sys::effect::only_looks;
 use crate::sys::tool::Run;
 use crate::sys::{Cancel, Class, Tool, ToolError, Tools};
@@ -137,6 +138,37 @@ impl<'a> Virsh<'a> {
             Err(e) if is_unknown(&e) => Ok(None),
             said => drives(&said.with_context(|| self.about("asking for the disks of"))?),
         }
+    }
+
+    /// The same of one that runs; the disk that it is about comes first.
+    pub fn disks(&self) -> Result<Vec<Drive>> {
+        let Machine { domain: name, target, .. } = self.machine;
+        let Some(mut all) = self.drives()? else {
+            let text = format!("machine {name} does not run on this host; nothing was changed");
+            return Err(refuse(Class::Refused, text));
+        };
+        let Some(at) = all.iter().position(|d| d.target == *target && !d.files.is_empty()) else {
+            let text = format!("machine {name} has no file as its disk {target}; nothing was changed");
+            return Err(refuse(Class::Integrity, text));
+        };
+        all.swap(0, at);
+        Ok(all)
+    }
+
+    /// For a plan: what is done to the machine, as it is now, for `what`.
+    pub fn planned(&self, plan: &Plan, what: &str) -> Result<()> {
+        let freezes = match self.machine.freeze {
+            Freeze::Try => "the guest is asked to freeze its file systems, where its agent answers, and ",
+            Freeze::Agent => "the guest has to freeze its file systems, and ",
+            Freeze::Suspend => "",
+        };
+        let name = &self.machine.domain;
+        plan.note(match self.look()?.state {
+            State::Running => format!("machine {name} runs: {freezes}it is suspended {what}"),
+            State::Paused => format!("machine {name} stands still, and goes on doing so {what}"),
+            State::Other => format!("machine {name} neither runs nor stands still, and is left so {what}"),
+        });
+        Ok(())
     }
 
     pub fn suspend(&self) -> Result<()> {

@@ -1,6 +1,7 @@
 //! How a disk's volume comes to be, and how its content is saved.
 
-use super::Disk;
+use super::super::op::Machine;
+use super::{Disk, snap};
 use crate::engine::Name;
 use crate::lock::Mode;
 use crate::one::Volume;
@@ -83,9 +84,37 @@ pub(super) fn save(d: &Disk<'_>, snapshot: Option<i64>, target: &str) -> Result<
     let mut work = g.begin(&target)?;
     let staged = Group::thick(&mut work, size)?;
     d.g.pour(&source, &staged.slab)?;
-    let steps = g.steps(&mut work, staged, &target)?;
+    saved(d, g, work, staged, &target)
+}
+
+/// The same of a disk that its machine writes to. The moment is a thin snapshot that nobody else sees, which goes
+/// when it is copied.
+pub(super) fn save_live(d: &Disk<'_>, target: &str, machine: &Machine) -> Result<()> {
+    let target = Volume::parse(target)?;
+    let other = if target.ds == d.v.ds { None } else { Some(Group::open(d.tm.ctx, d.tm.job, target.ds)?) };
+    let g = other.as_ref().unwrap_or(&d.g);
+    if d.tm.recorded(&g.domain)? {
+        return Ok(());
+    }
+    let volumes = lease_two([(g, &target, Mode::Exclusive), (&d.g, &d.v, Mode::Exclusive)])?;
+    snap::in_pool(d)?;
+    let size = d.g.there(&d.v)?.size;
+    // The moment takes room in the disk's pool: whoever counts what is in there must find it gone. In another group
+    // it is staged there.
+    let mut aside = if other.is_some() { Some(d.g.begin(&d.v)?) } else { None };
+    let mut work = if other.is_some() { g.begin(&target)? } else { g.begin_on(&[&target, &d.v])? };
+    // Zeroed before the machine stands still, which may take long.
+    let staged = Group::thick(&mut work, size)?;
+    d.g.room(&volumes, &d.v, size)?;
+    let moment = d.moment(aside.as_mut().unwrap_or(&mut work), machine)?;
+    d.g.pour_moment(&name(&d.v)?, moment, &staged.slab)?;
+    saved(d, g, work, staged, &target)
+}
+
+fn saved(d: &Disk<'_>, g: &Group<'_>, mut work: Work<'_>, staged: Staged, target: &Volume) -> Result<()> {
+    let steps = g.steps(&mut work, staged, target)?;
     d.tm.ready()?;
     work.commit(&d.tm.request, "", steps)?;
-    g.detach(&[name(&target)?]);
+    g.detach(&[name(target)?]);
     Ok(())
 }

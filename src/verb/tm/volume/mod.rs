@@ -6,18 +6,21 @@
 mod make;
 mod snap;
 
-use super::op::Delete;
+use super::op::{self, Delete, Machine};
 use super::place::Spot;
-use super::{At, Tm, delete};
-use crate::engine::Name;
+use super::{At, DiskFormat, Tm, delete, live};
+use crate::engine::{Name, Spec};
 use crate::lock::Mode;
 use crate::one::Volume;
-use crate::sdm::remove;
+use crate::sdm::work::Slab;
+use crate::sdm::{Work, remove};
 use crate::sys::Class;
+use crate::sys::effect::only_looks;
 use crate::verb::group::{Group, name, pool};
-use crate::verb::refuse;
-use anyhow::Result;
+use crate::verb::{fill, refuse};
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,12 +45,16 @@ pub enum What {
     Store,
     /// The disk, or a snapshot of it, becomes the content of an image. *Again*.
     Save { snapshot: Option<i64>, target: String },
+    /// The same of the disk of a machine that runs, as it is at one moment. *Again*.
+    SaveLive { target: String, machine: Machine },
     /// This host has its device no longer: another one is to have it. The link stays. *State*.
     Release,
     /// The link goes, and a volume that is the VM's own. *State*.
     Delete,
     /// *Again*.
     SnapCreate { snapshot: i64 },
+    /// Of the disk of a machine that runs. *Again*.
+    SnapCreateLive { snapshot: i64, machine: Machine },
     /// *Again*.
     SnapRevert { snapshot: i64 },
     /// *State*.
@@ -89,9 +96,11 @@ pub(super) fn run(tm: &Tm<'_>, op: &OnVolume) -> Result<()> {
         What::Make { size_mib, format, fs } => make::blank(&disk, *size_mib, format, fs.as_deref()),
         What::Store => disk.store(),
         What::Save { snapshot, target } => make::save(&disk, *snapshot, target),
+        What::SaveLive { target, machine } => make::save_live(&disk, target, machine),
         What::Release => disk.release(),
         What::Delete => disk.delete(),
-        What::SnapCreate { snapshot } => snap::create(&disk, *snapshot),
+        What::SnapCreate { snapshot } => snap::create(&disk, *snapshot, None),
+        What::SnapCreateLive { snapshot, machine } => snap::create(&disk, *snapshot, Some(machine)),
         What::SnapRevert { snapshot } => snap::revert(&disk, *snapshot),
         What::SnapDelete { snapshot } => snap::delete(&disk, *snapshot),
         What::Resize { size_mib } => snap::resize(&disk, *size_mib),
@@ -102,6 +111,20 @@ impl Disk<'_> {
     /// What the link says.
     fn target(&self) -> String {
         format!("/dev/{}", self.v.source())
+    }
+
+    /// A thin snapshot of what the machine's disk is at one moment, staged.
+    fn moment(&self, work: &mut Work<'_>, machine: &Machine) -> Result<Slab> {
+        let disk = op::Disk { path: self.at.spot.text(), image: None, format: DiskFormat::Raw };
+        let (volume, device) = (name(&self.v)?, PathBuf::from(self.target()));
+        self.g.attach(&volume)?;
+        live::still(self.tm, (&disk, &device), machine, || {
+            if !only_looks() {
+                // What this host's memory holds of it belongs to it.
+                fill::open(&device)?.sync_all().with_context(|| format!("flushing {}", self.v))?;
+            }
+            Ok(work.slab(&Spec::Clone(volume))?)
+        })
     }
 
     /// The device is there and the link leads to it.

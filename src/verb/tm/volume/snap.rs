@@ -1,5 +1,6 @@
 //! Snapshots of a disk: thin volumes in its pool, made and taken back at no cost; and its size.
 
+use super::super::op::Machine;
 use super::Disk;
 use crate::engine::{Name, Place, Spec};
 use crate::lock::{Mode, SlabLease};
@@ -12,6 +13,15 @@ use anyhow::Result;
 /// Leases of a disk whose volume lies in a pool.
 fn leased(d: &Disk<'_>, idle: bool) -> Result<Vec<SlabLease>> {
     let leases = d.g.lease(&[(&d.v, Mode::Exclusive)])?;
+    in_pool(d)?;
+    if idle {
+        d.g.not_in_use(&[name(&d.v)?])?;
+    }
+    Ok(leases)
+}
+
+/// Refuses a volume that lies in none.
+pub(super) fn in_pool(d: &Disk<'_>) -> Result<()> {
     d.g.there(&d.v)?;
     if d.g.look(&pool(&d.v)?)?.is_none() {
         let text = format!(
@@ -21,25 +31,26 @@ fn leased(d: &Disk<'_>, idle: bool) -> Result<Vec<SlabLease>> {
         );
         return Err(refuse(Class::Unsupported, text));
     }
-    if idle {
-        d.g.not_in_use(&[name(&d.v)?])?;
-    }
-    Ok(leases)
+    Ok(())
 }
 
 fn called(d: &Disk<'_>, n: i64) -> Result<Name> {
     Ok(Name::parse(&d.v.snapshot(n))?)
 }
 
-pub(super) fn create(d: &Disk<'_>, n: i64) -> Result<()> {
+/// Of a running machine, if that is given.
+pub(super) fn create(d: &Disk<'_>, n: i64, machine: Option<&Machine>) -> Result<()> {
     if d.tm.recorded(&d.g.domain)? {
         return Ok(());
     }
-    let leases = leased(d, true)?;
+    let leases = leased(d, machine.is_none())?;
     let snapshot = called(d, n)?;
     d.g.room(&leases, &d.v, d.g.there(&d.v)?.size)?;
     let mut work = d.g.begin(&d.v)?;
-    let slab = work.slab(&Spec::Clone(name(&d.v)?))?;
+    let slab = match machine {
+        Some(machine) => d.moment(&mut work, machine)?,
+        None => work.slab(&Spec::Clone(name(&d.v)?))?,
+    };
     let steps = vec![work.step_over(&slab, &snapshot, false)?];
     drop(slab);
     d.tm.ready()?;
