@@ -76,6 +76,7 @@ mod lvmpause;
 mod lvmplan;
 mod lvmpower;
 mod lvmverbs;
+mod lvmwipe;
 mod many;
 mod media;
 mod metrics;
