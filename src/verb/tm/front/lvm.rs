@@ -32,7 +32,7 @@ pub(super) fn run(front: &Front<'_>, verb: &str, call: TmCall) -> Result<String>
         TmCall::SnapDelete(c) => of.on(&c.disk, c.object, What::SnapDelete { snapshot: c.snapshot.into() }),
         TmCall::Resize(c) => of.on(&c.disk, c.object, What::Resize { size_mib: c.size.as_mib_up() }),
         TmCall::Mv(c) => of.mv(verb, c),
-        TmCall::Premigrate(m) | TmCall::Postmigrate(m) => stays(&m),
+        TmCall::Premigrate(m) | TmCall::Postmigrate(m) => of.stays(&m),
         // Nothing was done.
         TmCall::Failmigrate(_) => Ok(String::new()),
         TmCall::SnapCreateLive(c) => {
@@ -44,15 +44,6 @@ pub(super) fn run(front: &Front<'_>, verb: &str, call: TmCall) -> Result<String>
         // Done before it is known whose disk it is.
         TmCall::Context(_) | TmCall::Monitor(_) | TmCall::MonitorDs(_) => Err(not_yet(verb)),
     }
-}
-
-/// Two hosts that have one pool active destroy it, and a VM that moves while it runs is on two.
-fn stays(m: &Migrate) -> Result<String> {
-    if m.from == m.to {
-        return Ok(String::new());
-    }
-    let text = "a VM with volumes moves to another host powered off or suspended only; nothing was changed";
-    Err(refuse(Class::Unsupported, text))
 }
 
 fn image(path: &Path) -> Result<Volume> {
@@ -163,6 +154,22 @@ impl Lvm<'_> {
             _ => Op::Delete(op::Delete { path }),
         };
         self.front.ask(&on_host(&c.at), &op)
+    }
+
+    /// Two hosts that have one pool active destroy it, and a VM that moves while it runs is on two.
+    fn stays(&self, m: &Migrate) -> Result<String> {
+        if m.from == m.to {
+            return Ok(String::new());
+        }
+        let vm = self.of.vm(m.object)?;
+        let all: Vec<String> = disks(&vm).iter().map(|(id, v)| format!("disk {id} is {v}")).collect();
+        let text = format!(
+            "VM {} does not move while it runs: a volume is on one host at a time ({}); power it off or suspend it, and \
+             migrate it then; nothing was changed",
+            vm.id,
+            all.join(", ")
+        );
+        Err(refuse(Class::Unsupported, text))
     }
 
     /// A disk goes with its directory. Its volume is where it was: one host lets go of it, then the other has it.
