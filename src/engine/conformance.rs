@@ -292,6 +292,20 @@ fn records(c: &Case) -> Outcome {
     c.engine.put_record(&c.owner, Record::Commit, b"c2")?;
     assert_eq!(c.engine.record(job, Record::Commit)?.as_deref(), Some(&b"c2"[..]), "rewritten whole");
     assert!(c.engine.staged(job)?.is_empty(), "a record is no slab");
+    match c.engine.put_record(&c.owner, Record::Undo, b"u") {
+        Err(EngineError::Unsupported { .. }) => {}
+        put => {
+            put?;
+            assert_eq!(c.engine.record(job, Record::Undo)?.as_deref(), Some(&b"u"[..]));
+            let id = c.slab(0, "before")?;
+            c.engine.publish(&c.lock()?, job, 0, id, &name("a")?)?;
+            c.engine.mend(&c.owner, &public("a")?, id, &[(0, b"m".to_vec()), (3, b"de".to_vec())])?;
+            assert_eq!(c.read(&public("a")?)?.as_deref(), Some("mefdee"));
+            let other = Identity { ino: id.ino, born: id.born + 1 };
+            let r = c.engine.mend(&c.owner, &public("a")?, other, &[(0, b"x".to_vec())]);
+            assert!(matches!(r, Err(EngineError::Changed(_))), "{r:?}");
+        }
+    }
     c.engine.fence(&c.lock()?, job)?;
     c.engine.fence(&c.lock()?, job)?;
     assert_eq!(c.engine.record(job, Record::Intent)?, None);

@@ -4,7 +4,7 @@
 
 use super::{
     Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Identity, Name, Object,
-    Place, Record, Result, Spec, Usage,
+    Part, Place, Record, Result, Spec, Usage,
 };
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
 use std::sync::Arc;
@@ -134,6 +134,7 @@ impl<E: Engine> Engine for Faulty<E> {
         take_over(lock: &DomainLock, dead: (&OwnerLease, u32, Identity), owner: &OwnerLease, to: u32) -> Result<()>;
         detach(at: &Place, access: Access) -> Result<()>;
         resize(lease: &SlabLease, at: &Place, to: Bytes) -> Result<()>;
+        mend(owner: &OwnerLease, at: &Place, id: Identity, parts: &[Part]) -> Result<()>;
         close(lock: &DomainLock, owner: &OwnerLease) -> Result<()>;
         fence(lock: &DomainLock, job: JobId) -> Result<()>;
         acknowledge(lock: &DomainLock, job: JobId) -> Result<()>;

@@ -3,7 +3,7 @@
 
 use super::{
     Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Identity, Kind, Name,
-    Object, Place, Record, Result, Spec, Usage,
+    Object, Part, Place, Record, Result, Spec, Usage,
 };
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
 use crate::sys::effect::{Effect, step};
@@ -48,7 +48,11 @@ fn key(at: &Place) -> String {
 }
 
 fn record_key(record: Record) -> &'static str {
-    if record == Record::Intent { "intent" } else { "commit" }
+    match record {
+        Record::Intent => "intent",
+        Record::Undo => "undo",
+        Record::Commit | Record::Done => "commit",
+    }
 }
 
 fn cannot<T>(what: &'static str) -> Result<T> {
@@ -369,6 +373,15 @@ impl Engine for MemEngine {
         self.change(Effect::Rmdir, &prefix, |s| {
             s.areas.remove(&owner.job());
             Ok(())
+        })
+    }
+
+    fn mend(&self, _owner: &OwnerLease, at: &Place, id: Identity, parts: &[Part]) -> Result<()> {
+        self.change(Effect::Write, &key(at), |s| {
+            s.find(at, id)?;
+            let slab = s.node(at)?.slab.clone();
+            let slab = slab.ok_or_else(|| EngineError::Absent(at.to_string()))?;
+            parts.iter().try_for_each(|(from, bytes)| slab.write_all_at(bytes, *from)).map_err(io_error(at))
         })
     }
 

@@ -187,13 +187,18 @@ pub enum Spec {
     Clone(Name),
 }
 
-/// The manager's records. The first two live and die with a job's staging area.
+/// The manager's records. The first three live and die with a job's staging area.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
     Intent,
+    /// What an object was that the job changes in place.
+    Undo,
     Commit,
     Done,
 }
+
+/// Bytes, and where they belong.
+pub type Part = (u64, Vec<u8>);
 
 /// A done record, as far as its name tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -429,7 +434,12 @@ pub trait Engine: Debug + Send + Sync {
     /// Removes the owner's staging area: content, then records, then the area.
     fn end(&self, owner: &OwnerLease) -> Result<()>;
 
-    /// Writes a record of the owner. A commit is durable on return, and with it every staged entry.
+    /// Gives a published object, which the owner was changing in place, these bytes at these places, and makes them durable.
+    fn mend(&self, _owner: &OwnerLease, _at: &Place, _id: Identity, _parts: &[Part]) -> Result<()> {
+        Err(EngineError::Unsupported { engine: self.name(), what: "put bytes back" })
+    }
+
+    /// Writes a record of the owner. All but an intent is durable on return, and with it every staged entry.
     fn put_record(&self, owner: &OwnerLease, record: Record, bytes: &[u8]) -> Result<()>;
     /// Takes away a living job's intent, without which it decides nothing. Absent is not an error.
     fn fence(&self, lock: &DomainLock, job: JobId) -> Result<()>;

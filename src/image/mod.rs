@@ -20,7 +20,7 @@ pub use admit::{Admit, admit};
 pub use chain::{Link, below, chain, chain_as, held, root_of_chain};
 pub use check::{Finding, Severity, check};
 pub use error::ImageError;
-pub use names::Names;
+pub use names::names;
 pub use probe::{Backing, Format, Probe, probe, probe_as, probe_bytes};
 pub use qcow::Qcow2;
 pub use qemu::{Convert, Counts, Progress, Qemu, Rebase, Space, Target};

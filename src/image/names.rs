@@ -3,45 +3,26 @@
 
 use super::ImageError;
 use super::source::{Source, be32};
-use crate::sys::effect::{Effect, step};
-use crate::sys::fs;
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt as _;
-use std::path::Path;
 
 /// Where the header says where the name of the backing file is, and how long.
 const PLACE: usize = 8;
 
-#[derive(Debug)]
-pub struct Names {
-    place: Vec<u8>,
-    /// Extensions and names, behind the fixed part.
-    rest: Vec<u8>,
-    from: u64,
-}
-
-impl Names {
-    /// `None` for anything but qcow2.
-    pub fn of(file: &File) -> Result<Option<Names>, ImageError> {
-        let head = Source::file(file)?.some(0, 64 << 10)?;
-        let at = |n: usize| head.get(n..n + 4).map(|b| be32(b, 0));
-        let (Some(version @ 2..), Some(bits)) = (at(4), at(20)) else { return Ok(None) };
-        if !head.starts_with(b"QFI\xfb") {
-            return Ok(None);
+/// The parts of a header that say it, each with its place; none of anything but qcow2. All else in the header may change
+/// before they are put back. The file below is still the one the image was built on then, and nothing that the
+/// image got from it meanwhile differs from what is there.
+pub fn names(file: &File) -> Result<Vec<(u64, Vec<u8>)>, ImageError> {
+    let head = Source::file(file)?.some(0, 64 << 10)?;
+    let at = |n: usize| head.get(n..n + 4).map(|b| be32(b, 0));
+    let (Some(version @ 2..), Some(bits)) = (at(4), at(20)) else { return Ok(Vec::new()) };
+    // Extensions and names are behind the fixed part.
+    let from = if version == 2 { 72 } else { at(100).unwrap_or(0) as usize };
+    let to = head.len().min(1_usize.checked_shl(bits).unwrap_or(usize::MAX));
+    match (head.get(PLACE..20), head.get(from..to)) {
+        (Some(place), Some(rest)) if head.starts_with(b"QFI\xfb") => {
+            Ok(vec![(from as u64, rest.to_vec()), (PLACE as u64, place.to_vec())])
         }
-        let from = if version == 2 { 72 } else { at(100).unwrap_or(0) as usize };
-        let to = head.len().min(1_usize.checked_shl(bits).unwrap_or(usize::MAX));
-        let (Some(place), Some(rest)) = (head.get(PLACE..20), head.get(from..to)) else { return Ok(None) };
-        Ok(Some(Names { place: place.to_vec(), rest: rest.to_vec(), from: from as u64 }))
-    }
-
-    /// The names as they were; all else in the header stays as it is now. The file below is still the one the image
-    /// was built on, and nothing that the image got from it meanwhile differs from what is there.
-    pub fn put_back(&self, file: &File, path: &Path) -> io::Result<()> {
-        step(Effect::Write, &[path], || file.write_all_at(&self.rest, self.from))?;
-        step(Effect::Write, &[path], || file.write_all_at(&self.place, PLACE as u64))?;
-        fs::sync_file(file, path)
+        _ => Ok(Vec::new()),
     }
 }
 
@@ -51,6 +32,7 @@ mod tests {
     use super::*;
     use crate::image::{Format, Rebase, probe};
     use crate::sys::Bytes;
+    use std::os::unix::fs::FileExt as _;
 
     const COW: Format = Format::Qcow2;
 
@@ -67,19 +49,20 @@ mod tests {
         }
         rebase("old");
         let file = File::options().read(true).write(true).open(at("x")).unwrap();
-        let (before, names) = (probe(&file).unwrap(), Names::of(&file).unwrap().unwrap());
+        let (before, old) = (probe(&file).unwrap(), names(&file).unwrap());
+        let put_back = || old.iter().try_for_each(|(from, bytes)| file.write_all_at(bytes, *from)).unwrap();
         rebase("a-longer-name-that-is-the-new-one");
         let mut torn = [0; 100];
         file.read_exact_at(&mut torn, 0).unwrap();
-        names.put_back(&file, &at("x")).unwrap();
+        put_back();
         assert_eq!(probe(&file).unwrap(), before);
         file.write_all_at(&torn, 0).unwrap();
         assert!(probe(&file).ok() != Some(before.clone()), "the new place, the old name");
-        names.put_back(&file, &at("x")).unwrap();
+        put_back();
         assert_eq!(probe(&file).unwrap(), before);
         let check = qemu().check(&at("x"), COW).unwrap().unwrap();
         assert_eq!(check.corruptions, 0);
         std::fs::write(at("raw"), [0; 4096]).unwrap();
-        assert!(Names::of(&File::open(at("raw")).unwrap()).unwrap().is_none());
+        assert!(names(&File::open(at("raw")).unwrap()).unwrap().is_empty());
     }
 }

@@ -183,7 +183,7 @@ pub fn collect(domain: &Domain, job: &Job, policy: &Policy) -> Result<Report> {
     Ok(report)
 }
 
-/// `false` when its owner turned out to live.
+/// `false` when its owner turned out to live, or somebody works on what it was changing.
 fn act(domain: &Domain, job: &Job, finding: &Finding) -> Result<bool> {
     let engine = &*domain.engine;
     let lock = || settle::lock_domain(domain, job, job.jobs.waits.lock);
@@ -199,7 +199,7 @@ fn act(domain: &Domain, job: &Job, finding: &Finding) -> Result<bool> {
         o => o?,
     };
     match &finding.subject {
-        Subject::Job(_) => drop(settle::settle(domain, &owner, job)?),
+        Subject::Job(_) => return Ok(settle::settle_alone(domain, &owner, job)?.is_some()),
         Subject::Grave(grave, o) if finding.action == Action::Release => {
             let released = Grave { keep: false, ..*grave };
             engine.bury(&lock()?, &o.place, o.id, &released)?;

@@ -2,9 +2,11 @@
 //! never guessed at. Unknown fields are an error: they are somebody else's record.
 
 use super::{Result, SdmError};
-use crate::engine::{Grave, Identity, Name};
+use crate::engine::{Grave, Identity, Name, Part};
 use crate::lock::{JobId, Token};
 use crate::sys::hex;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -39,6 +41,28 @@ pub struct Intent {
     /// The owner lease under which this was written, where the locks count their holders.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<Token>,
+}
+
+/// What an object was before a job changed it in place. It is put back when the job ends before it decided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Undo {
+    pub format: u32,
+    pub job: JobId,
+    /// Whose lease the object is under.
+    pub slab: Name,
+    pub name: Name,
+    pub id: Identity,
+    /// Where, and what was there, in base64; nothing as soon as the object is whole again.
+    pub parts: Vec<(u64, String)>,
+}
+
+impl Undo {
+    pub fn bytes(&self) -> Result<Vec<Part>> {
+        let bad =
+            |e: base64::DecodeError| SdmError::BadRecord { what: "undo".to_owned(), why: e.to_string() };
+        self.parts.iter().map(|(at, text)| Ok((*at, STANDARD.decode(text).map_err(bad)?))).collect()
+    }
 }
 
 /// One step of a commit. Each has a source entry; a step whose source entry is gone cannot happen.

@@ -40,7 +40,7 @@ pub fn outrank(domain: &Domain, job: &Job, names: &[Name]) -> Result<bool> {
         };
         if let Some(dead) = dead {
             // It may have ended without leaving anything; settling nothing is fine.
-            settle::settle(domain, &dead, job)?;
+            settle::settle_alone(domain, &dead, job)?;
         } else {
             let lock = settle::lock_domain(domain, job, job.jobs.waits.lock)?;
             domain.engine.fence(&lock, rival)?;

@@ -2,10 +2,10 @@
 //! paused; a paused one that wakes later finds its source entry gone and can commit nothing.
 
 use super::event::What;
-use super::record::{self, Commit, Intent, Step};
+use super::record::{self, Commit, Intent, Step, Undo};
 use super::{Domain, Job, Result, SdmError, work};
 use crate::engine::{Engine, EngineError, Grave, Kind, Name, Place, Record, Recorded};
-use crate::lock::{self, DomainLock, JobId, LockError, OwnerLease};
+use crate::lock::{self, DomainLock, JobId, LockError, Mode, OwnerLease};
 use crate::sys::effect::{bug, only_looks};
 use serde::de::DeserializeOwned;
 use std::time::Duration;
@@ -72,6 +72,35 @@ fn decoded<T: DeserializeOwned>(what: &str, bytes: Recorded) -> Option<T> {
     record::decode(what, &bytes.ok()??).ok()
 }
 
+fn undo_of(domain: &Domain, job: JobId) -> Result<Option<Undo>> {
+    let bytes = domain.engine.record(job, Record::Undo)?;
+    let undo: Option<Undo> = bytes.map(|b| record::decode(&format!("undo of job {job}"), &b)).transpose()?;
+    Ok(undo.filter(|u| u.job == job && !u.parts.is_empty()))
+}
+
+/// Puts back what a job that decided nothing was changing in place.
+pub(super) fn mend(domain: &Domain, dead: &OwnerLease) -> Result<()> {
+    let Some(undo) = undo_of(domain, dead.job())? else { return Ok(()) };
+    let bytes = undo.bytes()?;
+    match domain.engine.mend(dead, &Place::Public(undo.name), undo.id, &bytes) {
+        // It was removed or replaced.
+        Err(EngineError::Absent(_) | EngineError::Changed(_)) => Ok(()),
+        r => Ok(r?),
+    }
+}
+
+/// `settle` by somebody who does not hold the slab that the job was at: `None` when it is held by others. They have
+/// settled it, or will, and may be changing what would be put back.
+pub fn settle_alone(domain: &Domain, dead: &OwnerLease, by: &Job) -> Result<Option<Settled>> {
+    let undo = undo_of(domain, dead.job())?;
+    let slab = undo.iter().map(|u| (u.slab.as_str(), Mode::Exclusive)).collect::<Vec<_>>();
+    let _lease = match lock::slab_leases(&*domain.locks, &slab, Duration::ZERO, by.cancel()) {
+        Err(LockError::Busy(_)) => return Ok(None),
+        lease => lease?,
+    };
+    settle(domain, dead, by).map(Some)
+}
+
 /// Undoes or finishes the dead job whose lease this is, as `by`, and removes what is left of it.
 pub fn settle(domain: &Domain, dead: &OwnerLease, by: &Job) -> Result<Settled> {
     let (engine, job) = (&*domain.engine, dead.job());
@@ -82,7 +111,10 @@ pub fn settle(domain: &Domain, dead: &OwnerLease, by: &Job) -> Result<Settled> {
         if let Some(c) = commit.as_ref().filter(|_| !bug("drop-foreign")) {
             work::put_back(engine, &lock, c)?;
         }
-        let undo = |commit: Option<&Commit>, keep| {
+        let undo = |commit: Option<&Commit>, keep: bool| {
+            if !keep {
+                mend(domain, dead)?;
+            }
             take_away(engine, &lock, (job, commit), job, keep).map(|()| Settled::Undone)
         };
         match commit {

@@ -8,7 +8,7 @@ use super::work::Slab;
 use super::{Domain, Job, Jobs, Result, SdmError, Work, gc, remove, settle};
 use crate::engine::faulty::Faulty;
 use crate::engine::mem::MemEngine;
-use crate::engine::{EngineError, Grave, Identity, Name, Place, Record};
+use crate::engine::{Access, EngineError, Grave, Identity, Name, Place, Record};
 use crate::lock::{self, JobId, LockError, MemLocks};
 use crate::obs::jsonl::Log;
 use crate::sys::{Bytes, Cancel, Class};
@@ -549,4 +549,64 @@ fn what_cannot_be_removed_in_one_step_is_refused_by_the_engine_alone() {
     let done = commit(work, vec![step]);
     assert!(matches!(done, Err(SdmError::Engine(EngineError::Exists(_)))), "{done:?}");
     assert!(bed.other.engine.jobs().unwrap().is_empty() && bed.dead().is_empty());
+}
+
+/// A job that died while it changed a published file in place, with what that was on record.
+fn changing(bed: &Bed, n: &str, decides: bool) -> JobId {
+    let job = bed.job();
+    let (mut work, slab) = begun(&bed.domain, &job, n);
+    work.changes(&name(n), &[(1, b"old".to_vec())]).unwrap();
+    let at = bed.domain.engine.attach(&Place::Public(name(n)), Access::Write).unwrap();
+    std::fs::write(at.path, b"xtorn").unwrap();
+    let steps = decides.then(|| vec![work.step_to(&slab, &name("other")).unwrap()]);
+    let (id, n, slab) = (job.id, slab.n, slab.id);
+    work.leave();
+    if let Some(steps) = steps {
+        put_commit(bed, id, id, steps);
+        let lock = lock::domain_lock(&*bed.domain.locks, Duration::ZERO, &Cancel::default()).unwrap();
+        bed.domain.engine.publish(&lock, id, n, slab, &name("other")).unwrap();
+    }
+    id
+}
+
+fn reads(bed: &Bed, n: &str) -> Vec<u8> {
+    std::fs::read(bed.other.engine.attach(&Place::Public(name(n)), Access::Read).unwrap().path).unwrap()
+}
+
+#[test]
+fn what_was_being_changed_in_place_is_put_back_by_whoever_ends_the_job() {
+    let bed = Bed::new();
+    bed.make("a");
+    let dead = changing(&bed, "a", false);
+    assert_eq!(reads(&bed, "a"), b"xtorn");
+    // Somebody works on it.
+    let wanted = [("a", lock::Mode::Exclusive)];
+    let held = lock::slab_leases(&*bed.domain.locks, &wanted, Duration::ZERO, &Cancel::default()).unwrap();
+    gc::collect(&bed.other, &bed.job(), &policy(0)).unwrap();
+    assert_eq!(reads(&bed, "a"), b"xtorn");
+    drop(held);
+    gc::collect(&bed.other, &bed.job(), &policy(0)).unwrap();
+    assert_eq!(reads(&bed, "a"), b"xoldn");
+    assert!(bed.other.engine.record(dead, Record::Undo).unwrap().is_none());
+    // By the job itself.
+    let job = bed.job();
+    let work = Work::begin(&bed.domain, &job, &[name("a")]).unwrap();
+    work.changes(&name("a"), &[(0, b"y".to_vec())]).unwrap();
+    drop(work);
+    assert_eq!(reads(&bed, "a"), b"yoldn");
+    // What is whole again, was decided, or is another object, stays.
+    let job = bed.job();
+    let work = Work::begin(&bed.domain, &job, &[name("a")]).unwrap();
+    work.changes(&name("a"), &[(0, b"z".to_vec())]).unwrap();
+    work.changes(&name("a"), &[]).unwrap();
+    drop(work);
+    assert_eq!(reads(&bed, "a"), b"yoldn");
+    let dead = changing(&bed, "a", true);
+    assert_eq!(bed.ends(dead), settle::Settled::Finished);
+    assert_eq!(reads(&bed, "a"), b"xtorn");
+    let dead = changing(&bed, "a", false);
+    bed.remove("a");
+    bed.make("a");
+    assert_eq!(bed.ends(dead), settle::Settled::Undone);
+    assert_eq!(reads(&bed, "a"), [7; 4096]);
 }

@@ -2,13 +2,15 @@
 //! Dropped uncommitted, it takes back all it made; killed, it leaves what the collector takes back.
 
 use super::event::What;
-use super::record::{self, Commit, FORMAT, Intent, Step};
+use super::record::{self, Commit, FORMAT, Intent, Step, Undo};
 use super::{Domain, Job, Result, SdmError, settle};
 use crate::data;
-use crate::engine::{Access, Engine, EngineError, Grave, Identity, Name, Object, Place, Record, Spec};
+use crate::engine::{Access, Engine, EngineError, Grave, Identity, Name, Object, Part, Place, Record, Spec};
 use crate::lock::{self, DomainLock, JobId, LockError, OwnerLease};
 use crate::sys::effect::{self, bug, only_looks};
 use crate::sys::{Bytes, fs};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
@@ -23,6 +25,8 @@ pub struct Work<'a> {
     pub domain: &'a Domain,
     pub job: &'a Job,
     owner: OwnerLease,
+    /// The first target, which names the slab that all are under.
+    home: Option<Name>,
     slabs: u32,
     graves: u32,
     committed: bool,
@@ -66,7 +70,7 @@ impl<'a> Work<'a> {
         let owner = own(domain, job.id)?;
         if let Some(plan) = &job.jobs.plan {
             plan.begin(domain);
-            return Ok(Work { domain, job, owner, slabs: 0, graves: 0, committed: true });
+            return Ok(Work { domain, job, owner, home: None, slabs: 0, graves: 0, committed: true });
         }
         // An earlier life of this very job id, dead now since the lease is ours.
         let before = domain.engine.jobs()?.contains(&job.id);
@@ -74,7 +78,7 @@ impl<'a> Work<'a> {
         if before && !goes_on {
             settle::settle(domain, &owner, job)?;
         }
-        let (token, targets) = (owner.token()?, targets.to_vec());
+        let (token, targets, home) = (owner.token()?, targets.to_vec(), targets.first().cloned());
         let source = source.map(str::to_owned);
         let intent = Intent { format: FORMAT, job: job.id, who: job.who(), targets, source, token };
         let bytes = record::encode("intent", &intent)?;
@@ -84,7 +88,7 @@ impl<'a> Work<'a> {
         } else {
             domain.engine.begin(&owner)?;
         }
-        let work = Work { domain, job, owner, slabs, graves: 0, committed: false };
+        let work = Work { domain, job, owner, home, slabs, graves: 0, committed: false };
         domain.engine.put_record(&work.owner, Record::Intent, &bytes)?;
         Ok(work)
     }
@@ -282,6 +286,17 @@ impl<'a> Work<'a> {
         self.owner.fd().into_iter().collect()
     }
 
+    /// Makes durable what these places of a published file hold, which is changed there from now on: it is put back when
+    /// the job ends before it decides. With no places, the file is whole again.
+    pub fn changes(&self, name: &Name, parts: &[Part]) -> Result<()> {
+        let look = self.domain.engine.look(&Place::Public(name.clone()))?;
+        let (Some(o), Some(slab)) = (look, self.home.clone()) else { return Ok(()) };
+        let parts = parts.iter().map(|(at, bytes)| (*at, STANDARD.encode(bytes))).collect();
+        let undo = Undo { format: FORMAT, job: self.job.id, slab, name: name.clone(), id: o.id, parts };
+        let bytes = record::encode("undo", &undo)?;
+        self.unless_fenced(self.domain.engine.put_record(&self.owner, Record::Undo, &bytes))
+    }
+
     /// The next tombstone of this job.
     fn grave(&mut self, keep: bool) -> Result<Grave> {
         let grave = settle::free_grave(&*self.domain.engine, self.job.id, self.graves, keep)?;
@@ -368,10 +383,14 @@ impl<'a> Work<'a> {
 }
 
 impl Drop for Work<'_> {
-    /// Nobody saw it: the owner may simply remove it.
+    /// Nobody saw what is staged: the owner may simply remove it.
     fn drop(&mut self) {
-        if !self.committed {
-            settle::clean_up(self.domain, &self.owner, self.job);
+        if self.committed {
+            return;
+        }
+        match settle::mend(self.domain, &self.owner) {
+            Ok(()) => settle::clean_up(self.domain, &self.owner, self.job),
+            Err(e) => self.job.tell(What::Warning { text: format!("left for the collector: {e}") }),
         }
     }
 }

@@ -115,3 +115,28 @@ fn a_header_that_was_written_in_part_is_put_back() {
         assert!(failed > 0, "{name}");
     }
 }
+
+/// The same, and nobody lives to put it back: the job is killed at that very moment.
+#[test]
+fn a_header_that_a_dead_job_left_in_part_is_put_back() {
+    let mut wrong = Vec::new();
+    for name in ["tm snap_delete qcow2", "snap_delete qcow2"] {
+        let scene = scenes::all().into_iter().chain(tm_scenes::all()).find(|s| s.name == name).unwrap();
+        let children = effects(&scene, None, true).into_iter().enumerate().filter(|(_, e)| e == "Child");
+        for (n, _) in children {
+            for bytes in [1, 18, 100, 300, 512, 530, 4096] {
+                let bed = ready(None, true);
+                let stage = scene.stage(&bed);
+                let call = scene.call(&stage).env("ONESDM_TEST_FAIL", format!("{}:short={bytes}", n + 1));
+                let done = call.env("ONESDM_TEST_KILL", format!("{}:after", n + 1)).run();
+                assert!(done.killed(), "{name}: {done:?}");
+                // Until somebody ends the dead job the layer may be unreadable.
+                bed.onesdm(&["gc"]).run().ok();
+                if let Err(e) = aftermath(&scene, &bed, &stage, true) {
+                    wrong.push(format!("{name} {n} {bytes}: {e}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} were wrong:\n{}", wrong.len(), wrong.join("\n"));
+}

@@ -19,6 +19,7 @@ const RECORD_MAX: u64 = 1 << 20;
 fn file_name(record: Record) -> &'static str {
     match record {
         Record::Intent => "intent.json",
+        Record::Undo => "undo.json",
         Record::Commit | Record::Done => "commit.json",
     }
 }
@@ -157,7 +158,7 @@ impl FileEngine {
 
     pub(super) fn write_record(&self, job: JobId, record: Record, bytes: &[u8]) -> Result<()> {
         let dir = self.sub(format!("{AREA}/new/{job}"))?;
-        let durable = record == Record::Commit;
+        let durable = record != Record::Intent;
         let what = dir.path().join(file_name(record));
         dir.put_new(OsStr::new(file_name(record)), OsStr::new("tmp"), bytes, durable)
             .map_err(io_error(what.display()))?;

@@ -5,14 +5,15 @@ mod probe;
 
 use super::{
     Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Identity, Kind, Name,
-    Object, Place, Record, Result, SeeJob, Spec, Usage,
+    Object, Part, Place, Record, Result, SeeJob, Spec, Usage,
 };
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
-use crate::sys::effect::{bug, only_looks, scratch};
+use crate::sys::effect::{Effect, bug, only_looks, scratch, step};
 use crate::sys::fs::{self, Dir, Entry};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 /// A directory, opened once; every later look goes through its descriptor.
@@ -335,6 +336,19 @@ impl Engine for FileEngine {
 
     fn end(&self, owner: &OwnerLease) -> Result<()> {
         self.remove_staging(owner.job())
+    }
+
+    fn mend(&self, _owner: &OwnerLease, at: &Place, id: Identity, parts: &[Part]) -> Result<()> {
+        let (spot, path) = (self.spot(at)?, self.full(at));
+        Self::expect(&spot, at, id)?;
+        let f = spot.dir.open_file(Path::new(&spot.name), true).map_err(io_error(at))?;
+        if f.metadata().map_err(io_error(at))?.ino() != id.ino {
+            return Err(EngineError::Changed(at.to_string()));
+        }
+        for (from, bytes) in parts {
+            step(Effect::Write, &[&path], || f.write_all_at(bytes, *from)).map_err(io_error(at))?;
+        }
+        fs::sync_file(&f, &path).map_err(io_error(at))
     }
 
     fn put_record(&self, owner: &OwnerLease, record: Record, bytes: &[u8]) -> Result<()> {

@@ -251,6 +251,9 @@ impl Meta {
         let at = Some(Buffer(free, u32::try_from(bytes.len()).unwrap_or(0)));
         match record {
             Record::Intent => entry.intent = at,
+            Record::Undo => {
+                return Err(EngineError::Unsupported { engine: "lvm", what: "change volumes in place" });
+            }
             Record::Commit | Record::Done => entry.commit = at,
         }
         self.put(n, &entry)
@@ -260,6 +263,7 @@ impl Meta {
         let Some((n, entry)) = self.entry(job)? else { return Ok(None) };
         let at = match record {
             Record::Intent => entry.intent,
+            Record::Undo => None,
             Record::Commit => entry.commit,
             Record::Done => entry.done,
         };

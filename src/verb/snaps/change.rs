@@ -3,7 +3,7 @@
 use super::{Layer, Snaps, children, marker_text};
 use crate::data::{self, Planned, Sparse};
 use crate::engine::{EngineError, Name};
-use crate::image::{Backing, Format, Names, Rebase};
+use crate::image::{Backing, Format, Rebase, names};
 use crate::sdm::record::Step;
 use crate::sdm::work::Slab;
 use crate::sdm::{SdmError, Work, remove, settle};
@@ -207,20 +207,11 @@ impl Snaps<'_> {
             let opened = File::options().read(true).write(true).open(&path);
             let opened = opened.with_context(|| format!("opening {}", path.display()))?;
             let backing = under.as_ref().map(|b| (b.name.as_os_str(), b.format.unwrap_or(Format::Qcow2)));
-            let names = Names::of(&opened)?;
-            let done = self.ctx.qemu(self.job, &work.keep_held()).rebase(
-                &path,
-                Format::Qcow2,
-                backing,
-                Rebase::Safe,
-            );
-            if let (Err(_), Some(names)) = (&done, names) {
-                names
-                    .put_back(&opened, &path)
-                    .with_context(|| format!("putting back the header of {}", path.display()))?;
-            }
-            done?;
+            // Its last write is over the header, and may come out in part.
+            work.changes(&child.name, &names(&opened)?)?;
+            self.ctx.qemu(self.job, &work.keep_held()).rebase(&path, Format::Qcow2, backing, Rebase::Safe)?;
             fs::sync_file(&opened, &path).with_context(|| format!("flushing {}", path.display()))?;
+            work.changes(&child.name, &[])?;
         }
         Ok(())
     }
