@@ -1,6 +1,6 @@
 //! A host of two dies at any step of any verb on their volume group: the verb and the step are the seed's
-//! (`ONESDM_TEST_SEED`). The other one takes over, whatever it was. `ONESDM_FULL=1`: twenty lives and deaths of the
-//! first host, each in another verb, while the second one lives on (with `ONESDM_TEST_SCENE="rm;cpds"` in these verbs).
+//! (`ONESDM_TEST_SEED`). The other one takes over, whatever it was. `ONESDM_FULL=1`: as many lives and deaths of the
+//! first host as there are verbs, while the second one lives on (with `ONESDM_TEST_SCENE="rm;cpds"` in these verbs).
 
 use crate::lvmhosts::two;
 use crate::lvmmeet::{Blow, Here, LIFE, PLACE, img, said, seed};
@@ -23,7 +23,8 @@ const IMAGES: [(&str, &str); 9] = [
     ("snap_flatten", "<SOURCE>vg-one-100/img-one-2</SOURCE><TARGET_SNAPSHOT>0</TARGET_SNAPSHOT>"),
     ("snap_delete", "<SOURCE>vg-one-100/img-one-2</SOURCE><TARGET_SNAPSHOT>0</TARGET_SNAPSHOT>"),
 ];
-const DISKS: [(&str, &[&str]); 9] = [
+const LINK: (&str, &[&str]) = ("ln", &["fe:vg-one-100/img-one-2", "DIR/disk.1", "1", "100"]);
+const DISKS: [(&str, &[&str]); 12] = [
     ("clone", &["fe:vg-one-100/img-one-1", "DIR/disk.3", "1", "100"]),
     ("mkswap", &["1", "DIR/disk.3", "1", "101"]),
     ("mkimage", &["2", "raw", "DIR/disk.3", "1", "101"]),
@@ -32,11 +33,14 @@ const DISKS: [(&str, &[&str]); 9] = [
     ("snap_delete", &["DIR/disk.0", "0", "1", "100"]),
     ("resize", &["DIR/disk.0", "12", "1", "100"]),
     ("cpds", &["DIR/disk.0", "vg-one-100/img-one-3", "-1", "1", "100"]),
+    LINK,
+    ("mvds", &["DIR/disk.1", "vg-one-100/img-one-2", "1", "100"]),
+    ("mv", &["DIR/disk.0", "THERE/disk.0", "1", "101"]),
     ("delete", &["DIR", "1", "101"]),
 ];
 
 fn lives() -> u64 {
-    if crate::kill::full() { 20 } else { 1 }
+    if crate::kill::full() { (IMAGES.len() + DISKS.len()) as u64 } else { 1 }
 }
 
 fn is_kept(volume: &str) -> bool {
@@ -66,7 +70,7 @@ fn dying(here: &Here) {
     here.tm(&vm, "clone", &["fe:vg-one-100/img-one-1", "DIR/disk.0", "1", "100"]);
     here.tm(&vm, "snap_create", &["DIR/disk.0", "0", "1", "100"]);
     if !is("img-one-2_one_s0") {
-        here.tm(&vm, "ln", &["fe:vg-one-100/img-one-2", "DIR/disk.1", "1", "100"]);
+        here.tm(&vm, LINK.0, LINK.1);
         here.tm(&vm, "snap_create", &["DIR/disk.1", "0", "1", "100"]);
         here.tm(&vm, "mvds", &["DIR/disk.1", "vg-one-100/img-one-2", "1", "100"]);
     }
@@ -83,10 +87,18 @@ fn dying(here: &Here) {
         h.start(verb, &h.message(image), &stop)
     } else {
         let (verb, args) = DISKS[n - IMAGES.len()];
+        if verb == "mvds" {
+            here.tm(&vm, LINK.0, LINK.1);
+        }
         println!("dies in {verb} {args:?} at step {step}");
         let dir = format!("localhost:{}", h.at("var/datastores/101/1").display());
+        // By its own name this machine is another one.
+        std::fs::create_dir(h.at("var/datastores/102")).unwrap();
+        let there = format!("h1:{}", h.at("var/datastores/102/1").display());
         let mut c = h.command(&h.at("var/remotes/tm/lvm").join(verb));
-        c.args(args.iter().map(|a| a.replace("DIR", &dir))).envs(stop).env("ONESDM_VM_XML", &vm.1);
+        c.args(args.iter().map(|a| a.replace("THERE", &there).replace("DIR", &dir)))
+            .envs(stop)
+            .env("ONESDM_VM_XML", &vm.1);
         c.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     };
     let began = Instant::now();
@@ -143,14 +155,14 @@ fn takes_over(here: &Here, life: u64) {
     }
     // Everything can be done with what is there, and nothing stays.
     let last = life + 1 == lives();
-    for image in if last { &[1, 2, 3, 11][..] } else { &[3, 11] } {
-        h.ok("rm", &img(*image));
-    }
     let vm = (1, here.vm(1, 2).1.replace("<ID>2<", "<ID>1<"));
     // Its disks are another's until that is known to be dead, which may be later than that it has no job left.
     while h.tm_of((vm.0, &vm.1), "delete", &["DIR", "1", "101"]).0 == IN_USE {
         assert!(killed.elapsed() < Duration::from_secs(400), "its VM is never free");
         std::thread::sleep(Duration::from_secs(1));
+    }
+    for image in if last { &[1, 2, 3, 11][..] } else { &[3, 11] } {
+        h.ok("rm", &img(*image));
     }
     let (status, text) = h.own(&["gc", PLACE]);
     assert_eq!(status, 0, "{text}");
