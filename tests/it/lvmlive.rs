@@ -78,7 +78,12 @@ impl Drop for Machine {
 /// What was counted, as of one moment: nowhere more than in a block before, and all within one round.
 #[track_caller]
 fn moment(volume: &str) -> u64 {
-    let path = format!("{GROUP}/{volume}");
+    moment_in(GROUP, volume)
+}
+
+#[track_caller]
+fn moment_in(group: &str, volume: &str) -> u64 {
+    let path = format!("{group}/{volume}");
     root(&["lvchange", "-K", "-ay", &path]);
     let device = std::fs::File::open(format!("/dev/{path}")).unwrap();
     let count = |place| {
@@ -293,6 +298,26 @@ fn live_inside() {
     root(&["vgck", GROUP]);
 }
 
+/// The moment is staged in the disk's group, the image in its own.
+#[test]
+#[ignore = "runs in the machine of a test below"]
+fn elsewhere_inside() {
+    let s = Scene::new();
+    let toml = s.h.at("etc/onesdm.toml");
+    let text = std::fs::read_to_string(&toml).unwrap();
+    std::fs::write(&toml, text.replace("\"/dev/vda\"", "\"/dev/vda\", \"/dev/vdb\"")).unwrap();
+    root(&["vgcreate", "-q", "-y", "-s", "1m", "vg-one-102", "/dev/vdb"]);
+    assert_eq!(s.h.own(&["domain", "init", "--lock", "ofd", "/dev/vg-one-102"]).0, 0);
+    let (before, tags) = (volumes(), || root(&["lvs", "--noheadings", "-o", "lv_name,lv_tags", GROUP]));
+    let tagged = tags();
+    let save: (u32, &str, &[&str]) =
+        (SAVEAS, "cpds", &["DIR/disk.0", "vg-one-102/img-one-9", "-1", "7", "102"]);
+    let (status, text) = s.run(save);
+    assert_eq!((status, s.held()), (0, (1, 1)), "{text}");
+    assert!(0 < moment_in("vg-one-102", "img-one-9"));
+    assert_eq!((volumes(), tags()), (before, tagged));
+}
+
 /// The verb is killed before some of its commands, to find the first one for which the machine stands still, and after
 /// that and the next ones, until the moment is there: the machine stood still all the time, and goes on; and what was
 /// begun goes, by the collector or by another verb on the disk, which has to know what takes room in the pool.
@@ -330,13 +355,25 @@ fn killed(s: &Scene, call: (u32, &str, &[&str]), other: (u32, &str, &[&str])) {
     panic!("no moment");
 }
 
+fn fake_virsh() -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/virsh.c");
+    // In place, for whoever else runs this.
+    let virsh = virsh();
+    let own = tempfile::NamedTempFile::new_in(virsh.parent().unwrap()).unwrap().into_temp_path();
+    let args = ["-O1", "-w", "-o"].map(OsStr::new);
+    bed::tool("cc", &[&args[..], &[own.as_os_str(), source.as_os_str()]].concat());
+    own.persist(&virsh).unwrap();
+    virsh
+}
+
 #[test]
 fn a_running_machines_disk_is_snapshot_and_saved_as_it_is_at_one_moment() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/virsh.c");
-    let virsh = virsh();
-    let args = ["-O1", "-w", "-o"].map(OsStr::new);
-    bed::tool("cc", &[&args[..], &[virsh.as_os_str(), source.as_os_str()]].concat());
-    in_machine("lvmlive::live_inside", &[virsh]);
+    in_machine("lvmlive::live_inside", &[fake_virsh()]);
+}
+
+#[test]
+fn a_running_machines_disk_is_saved_in_another_group() {
+    in_machine("lvmlive::elsewhere_inside", &[fake_virsh()]);
 }
 
 /// No volume is on two hosts.
@@ -356,7 +393,7 @@ fn a_vm_that_runs_does_not_move_and_its_volumes_are_named() {
 /// With these programs, too.
 pub fn in_machine(test: &str, programs: &[PathBuf]) {
     let tmp = bed::scratch();
-    let lun = vm::disk(tmp.path(), "lun", 256 << 20);
+    let [lun, other] = ["lun", "other"].map(|name| vm::disk(tmp.path(), name, 256 << 20));
     let programs = [&[bed::program(), "/usr/bin/qemu-img".into()], programs].concat();
-    vm::passes_as_root(&[], "", test, &[&lun], &programs);
+    vm::passes_as_root(&[], "", test, &[&lun, &other], &programs);
 }
