@@ -1,9 +1,12 @@
 //! Transfer verbs beside the common way: live migration and other drivers, hostile words, what is warned of
 //! and what is not asked.
 
-use crate::bed::{Bed, Call, base64};
+use crate::bed::{self, Bed, Call, base64};
+use crate::guest;
+use crate::hostile;
 use crate::runner::{self, Disk, Kind, Vm};
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 /// Only the system datastore's driver is called; it calls the others, each once, and their failures count.
@@ -128,6 +131,55 @@ fn hostile_words_are_one_line_and_change_nothing() {
         let done = call(&bed, verb, ONE_DISK, &args).run();
         let line = done.failure(None).unwrap_or_else(|e| panic!("{verb} {args:?}: {e}"));
         assert!(!line.contains('\n') && !line.is_empty(), "{verb} {args:?}: {line}");
+        assert_eq!(tree(&bed), before, "{verb} {args:?}: {line}");
+    }
+}
+
+/// What a disk or an image is, and cannot be used as.
+#[test]
+fn what_is_no_disk_and_no_image_is_refused() {
+    let bed = Bed::new();
+    let images = bed.store(100);
+    let vm = bed.store(101).join("7");
+    std::fs::create_dir_all(images.join("tree")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", images.join("outside")).unwrap();
+    guest::make_raw(&images.join("raw"), 16, 1);
+    std::fs::create_dir_all(vm.join("disk.1")).unwrap();
+    std::os::unix::fs::symlink(images.join("gone"), vm.join("disk.2")).unwrap();
+    bed::tool(
+        "qemu-img",
+        &["create", "-q", "-f", "qcow2", vm.join("disk.3").to_str().unwrap(), "1M"].map(OsStr::new),
+    );
+    let disks = [(0, "raw"), (1, "raw"), (2, "raw"), (3, "qcow2"), (4, "raw")].map(|(n, format)| {
+        format!("<DISK><DISK_ID>{n}</DISK_ID><FORMAT>{format}</FORMAT><DRIVER>{format}</DRIVER><SIZE>1</SIZE></DISK>")
+    });
+    let document =
+        format!("<VM><ID>7</ID><LCM_STATE>3</LCM_STATE><TEMPLATE>{}</TEMPLATE></VM>", disks.concat());
+    let image = |name: &str| format!("fe:{}/{name}", bed.base_path(100));
+    let disk = |n: u32| format!("localhost:{}/7/disk.{n}", bed.base_path(101));
+    hostile::settings(&bed, "[image]\nmax_size = \"1GiB\"");
+    let before = tree(&bed);
+    for (verb, args, class, why) in [
+        ("clone", vec![image("gone"), disk(0), "7".into(), "100".into()], 3, "does not exist"),
+        ("clone", vec![image("tree"), disk(0), "7".into(), "100".into()], 5, "not a file"),
+        ("clone", vec![image("outside"), disk(0), "7".into(), "100".into()], 10, "outside its snapshots"),
+        ("ln", vec![image("gone"), disk(0), "7".into(), "100".into()], 3, "does not exist"),
+        ("ln", vec![image("outside"), disk(0), "7".into(), "100".into()], 10, "outside its snapshots"),
+        (
+            "mkimage",
+            vec!["2048".into(), "raw".into(), disk(4), "7".into(), "101".into()],
+            2,
+            "`image.max_size`",
+        ),
+        ("snap_create", vec![disk(1), "0".into(), "7".into(), "101".into()], 5, "neither a file nor a link"),
+        ("snap_create", vec![disk(2), "0".into(), "7".into(), "101".into()], 3, "which does not exist"),
+        ("snap_create", vec![disk(3), "0".into(), "7".into(), "101".into()], 5, "without the layout"),
+        ("resize", vec![disk(4), "4".into(), "7".into(), "101".into()], 3, "does not exist"),
+        ("cpds", vec![disk(4), image("new"), "-1".into(), "7".into(), "100".into()], 3, "does not exist"),
+    ] {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let line = call(&bed, verb, &document, &args).run().fails(class);
+        assert!(line.contains(why), "{verb} {args:?}: {line}");
         assert_eq!(tree(&bed), before, "{verb} {args:?}: {line}");
     }
 }

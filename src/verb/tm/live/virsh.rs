@@ -148,7 +148,8 @@ impl<'a> Virsh<'a> {
             return Err(refuse(Class::Refused, text));
         };
         let Some(at) = all.iter().position(|d| d.target == *target && !d.files.is_empty()) else {
-            let text = format!("machine {name} has no file or device as its disk {target}; nothing was changed");
+            let text =
+                format!("machine {name} has no file or device as its disk {target}; nothing was changed");
             return Err(refuse(Class::Integrity, text));
         };
         all.swap(0, at);
