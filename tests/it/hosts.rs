@@ -97,7 +97,11 @@ impl Cloud {
     pub fn command(&self, host: &str, words: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         let pid = self.pid(host).as_raw_nonzero().to_string();
-        command.args(["-t", &pid, "-m", "-u", "-i", "-n", "-p", "--wd=/", "--"]).args(words);
+        command.args(["-t", &pid, "-m", "-u", "-i", "-n", "-p", "--wd=/", "--"]);
+        // Of `packaging/coverage`: an environment that is to be empty has that in it, too.
+        let (head, words) = words.split_at(if words.starts_with(&["env", "-i"]) { 2 } else { 0 });
+        let file = std::env::var("LLVM_PROFILE_FILE").ok().filter(|_| !head.is_empty());
+        command.args(head).args(file.map(|f| format!("LLVM_PROFILE_FILE={f}"))).args(words);
         command.stdin(Stdio::null());
         command
     }
