@@ -26,7 +26,7 @@ const CEILINGS: &[(&str, usize, usize, usize)] = &[
     ("rm raw alone", 0, 2, 1),
     ("rm of nothing", 0, 0, 0),
     ("snap_delete raw", 0, 7, 3),
-    ("snap_delete qcow2", 1, 8, 40),
+    ("snap_delete qcow2", 1, 14, 40),
     ("snap_revert raw", 0, 10, 4),
     ("snap_revert qcow2", 1, 10, 21),
     ("snap_flatten raw", 0, 9, 3),
