@@ -194,8 +194,8 @@ pub fn hosts<const N: usize>(
     let tmp = bed::scratch();
     let lun = vm::disk(tmp.path(), "lun", 2 << 30);
     let mail = vm::disk(tmp.path(), "mail", (BLOCK * (N + 1)) as u64);
-    let programs: Vec<PathBuf> =
-        vec![bed::program(), "/usr/bin/qemu-img".into(), "/usr/sbin/mkfs.ext4".into()];
+    let tools = ["/usr/bin/qemu-img", "/usr/sbin/mkfs.ext4", "/usr/sbin/mkswap"].map(PathBuf::from);
+    let programs = [&[bed::program()][..], &tools].concat();
     let (pid, watched) = (tmp.path().join("pid"), matches!(blow, Some(Blow::Reset(..))));
     std::thread::scope(|scope| {
         let start = |name| {
