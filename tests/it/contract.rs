@@ -256,3 +256,30 @@ fn images_have_the_file_system_that_is_asked_for() {
         }
     }
 }
+
+/// What is asked for, or what is there, cannot be: said before anything is touched.
+#[test]
+fn what_cannot_be_made_or_read_is_refused() {
+    let bed = Bed::new();
+    let store = bed.store(100);
+    for (a, b) in [("a", "b"), ("b", "a")] {
+        std::os::unix::fs::symlink(b, store.join(a)).unwrap();
+    }
+    std::fs::create_dir(store.join("tree")).unwrap();
+    hostile::settings(&bed, "[image]\nmax_size = \"1GiB\"");
+    let of = |name: &str| Doc::new(&bed, 7).image("SOURCE", format!("{}/{name}", bed.base_path(100)));
+    let raw = || Doc::new(&bed, 7).image("FORMAT", "raw");
+    for (verb, doc, class, why) in [
+        ("mkfs", raw().image("SIZE", 2048), 10, "`image.max_size`"),
+        ("mkfs", raw().image("SIZE", 0), 2, "SIZE is missing or zero"),
+        ("mkfs", raw().image("SIZE", 1).store("DISK_TYPE", 2), 5, "DISK_TYPE=BLOCK"),
+        ("export", of("a"), 8, "lead in a circle"),
+        ("export", of("gone"), 3, "does not exist"),
+        ("snap_revert", of("gone").image("TARGET_SNAPSHOT", 0), 3, "has no snapshot 0"),
+        ("clone", Doc::new(&bed, 7).image("PATH", format!("{}/tree", bed.base_path(100))), 5, "tree"),
+    ] {
+        let line = bed.ds(verb, 7, &doc.xml()).run().fails(class);
+        assert!(line.contains(why), "{verb}: {line}");
+        assert_eq!(names(&store).iter().filter(|n| *n != ".sdm").collect::<Vec<_>>(), ["a", "b", "tree"]);
+    }
+}
