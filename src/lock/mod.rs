@@ -300,7 +300,7 @@ pub fn domain_lock(
     wait: Duration,
     cancel: &Cancel,
 ) -> Result<DomainLock, LockError> {
-    let held = retry(locks, &LeaseId::Domain, Mode::Exclusive, Instant::now() + wait, cancel)?;
+    let held = retry(locks, &LeaseId::Domain, Mode::Exclusive, Wait::until(wait), cancel)?;
     history(|| format!("take {}", moment(&*held)));
     Ok(DomainLock { held, id: LeaseId::Domain })
 }
@@ -330,11 +330,24 @@ impl Drop for DomainLock {
     }
 }
 
-/// Takes a job's owner lease, or says at once that the job lives.
+/// Takes a job's owner lease, or says at once that the job lives. On a host that is silent it does: nobody knows better yet.
 pub fn owner_lease(locks: &dyn LockBackend, job: JobId) -> Result<OwnerLease, LockError> {
     let id = LeaseId::Owner(job);
-    let wrong = bug("skip-owner-lease").then(|| LeaseId::Probe(job.to_string()));
-    Ok(OwnerLease { held: acquire(locks, wrong.as_ref().unwrap_or(&id), Mode::Exclusive)?, id })
+    match acquire(locks, &wrong(job).unwrap_or(id.clone()), Mode::Exclusive) {
+        Err(LockError::Dying { what, .. }) => Err(LockError::Busy(what)),
+        held => Ok(OwnerLease { held: held?, id }),
+    }
+}
+
+/// The same for one's own job. What a silent host still has of all leases, such as sanlock's table, is waited for.
+pub fn own_lease(locks: &dyn LockBackend, job: JobId, cancel: &Cancel) -> Result<OwnerLease, LockError> {
+    let (id, at_once) = (LeaseId::Owner(job), Wait { end: Instant::now(), dead: true });
+    let held = retry(locks, &wrong(job).unwrap_or(id.clone()), Mode::Exclusive, at_once, cancel)?;
+    Ok(OwnerLease { held, id })
+}
+
+fn wrong(job: JobId) -> Option<LeaseId> {
+    bug("skip-owner-lease").then(|| LeaseId::Probe(job.to_string()))
 }
 
 /// Takes leases on several slabs, all or none. A slab wanted in two modes is taken exclusively.
@@ -354,10 +367,10 @@ pub fn slab_leases(
     // By byte, the exclusive wish of one byte first: two ids that share a byte are one lease.
     sorted.sort_by_key(|(off, mode, _)| (*off, std::cmp::Reverse(*mode)));
     sorted.dedup_by_key(|(off, ..)| *off);
-    let end = Instant::now() + wait;
+    let wait = Wait::until(wait);
     let mut out = Vec::with_capacity(sorted.len());
     for (_, mode, id) in sorted {
-        out.push(SlabLease { held: retry(locks, &id, mode, end, cancel)?, id });
+        out.push(SlabLease { held: retry(locks, &id, mode, wait, cancel)?, id });
     }
     Ok(out)
 }
@@ -399,20 +412,33 @@ impl Held for Looked {
     }
 }
 
+/// How long to try for a lease that a living host has, and whether to wait for a silent one to be given up, too.
+#[derive(Clone, Copy)]
+struct Wait {
+    end: Instant,
+    dead: bool,
+}
+
+impl Wait {
+    /// Whoever waits at all waits for a dead host to be known as one.
+    fn until(wait: Duration) -> Wait {
+        Wait { end: Instant::now() + wait, dead: !wait.is_zero() }
+    }
+}
+
 fn retry(
     locks: &dyn LockBackend,
     id: &LeaseId,
     mode: Mode,
-    end: Instant,
+    wait: Wait,
     cancel: &Cancel,
 ) -> Result<Box<dyn Held>, LockError> {
     let (mut pause, begin) = (2, Instant::now());
-    let (mut end, waits) = (end, end > begin);
+    let Wait { mut end, dead: waits } = wait;
     let dead = *WAIT_DEAD.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         match acquire(locks, id, mode) {
             Err(e) if only_looks() => return Err(e),
-            // Whoever waits at all waits for a dead host to be known as one.
             Err(LockError::Dying { wait, .. })
                 if waits && Instant::now() < end.max(begin + dead.unwrap_or(wait)) =>
             {
@@ -512,6 +538,13 @@ mod tests {
         assert!(took(10, None) >= 300);
         let limited = took(10, Some(100));
         assert!((100..300).contains(&limited), "{limited}");
+        // A job's own lease is waited for, too; another's job on such a host is not known to be dead.
+        let (began, job) = (Instant::now(), JobId::generate());
+        let own = own_lease(&Silent, job, &Cancel::default());
+        assert!(matches!(own, Err(LockError::Dying { .. })) && began.elapsed().as_millis() >= 300, "{own:?}");
+        let began = Instant::now();
+        let other = owner_lease(&Silent, job);
+        assert!(matches!(other, Err(LockError::Busy(_))) && began.elapsed().as_millis() < 100, "{other:?}");
     }
 
     #[test]

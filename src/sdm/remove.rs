@@ -80,7 +80,7 @@ pub fn remove(domain: &Domain, job: &Job, names: &[Name], request: &str) -> Resu
             r => return r.map(|()| there.len()),
         }
     }
-    let owner = work::own(domain, job.id)?;
+    let owner = work::own(domain, job)?;
     {
         let lock = settle::lock_domain(domain, job, job.jobs.waits.lock)?;
         for o in &there {

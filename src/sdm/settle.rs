@@ -251,7 +251,7 @@ pub fn recorded(domain: &Domain, job: &Job) -> Result<Option<Commit>> {
     if only_looks() || !domain.engine.jobs()?.contains(&job.id) {
         return Ok(None);
     }
-    let dead = work::own(domain, job.id)?;
+    let dead = work::own(domain, job)?;
     // What had decided nothing may be gone on with.
     if !matches!(commit_of(domain, job.id), Ok(None)) {
         settle(domain, &dead, job)?;

@@ -67,7 +67,7 @@ impl<'a> Work<'a> {
     }
 
     fn start(domain: &'a Domain, job: &'a Job, targets: &[Name], source: Option<&str>) -> Result<Work<'a>> {
-        let owner = own(domain, job.id)?;
+        let owner = own(domain, job)?;
         if let Some(plan) = &job.jobs.plan {
             plan.begin(domain);
             return Ok(Work { domain, job, owner, home: None, slabs: 0, graves: 0, committed: true });
@@ -415,9 +415,9 @@ fn number(o: &Object) -> u32 {
 }
 
 /// The owner lease of a job of ours; held already means that the same id runs elsewhere.
-pub fn own(domain: &Domain, job: JobId) -> Result<OwnerLease> {
-    match lock::owner_lease(&*domain.locks, job) {
-        Err(LockError::Busy(_)) => Err(SdmError::Running(job)),
+pub fn own(domain: &Domain, job: &Job) -> Result<OwnerLease> {
+    match lock::own_lease(&*domain.locks, job.id, job.cancel()) {
+        Err(LockError::Busy(_)) => Err(SdmError::Running(job.id)),
         r => Ok(r?),
     }
 }

@@ -5,10 +5,10 @@ use super::garbage::all_known;
 use crate::cli::render;
 use crate::cli::table::VERBS;
 use crate::engine::Capabilities;
-use crate::lock::{DomainLock, JobId, LeaseId, SanlockLocks, sanlock};
+use crate::lock::{self, DomainLock, JobId, LeaseId, SanlockLocks, sanlock};
 use crate::sdm::record::Intent;
-use crate::sdm::{Domain, group, known, settle, work};
-use crate::sys::{Class, fs::Dir, user};
+use crate::sdm::{Domain, group, known, settle};
+use crate::sys::{Cancel, Class, fs::Dir, user};
 use crate::verb::refuse;
 use anyhow::{Context as _, Result};
 use clap::ArgMatches;
@@ -180,7 +180,7 @@ fn list(w: &World, as_json: bool) -> Result<u8> {
 
 /// Capabilities, found by doing in a staging area that is removed again.
 pub fn capabilities(d: &Domain) -> Result<Capabilities> {
-    let owner = work::own(d, JobId::generate())?;
+    let owner = lock::own_lease(&*d.locks, JobId::generate(), &Cancel::default())?;
     d.engine.begin(&owner)?;
     let caps = d.engine.capabilities(&owner);
     d.engine.end(&owner)?;
