@@ -95,7 +95,7 @@ pub fn settle_alone(domain: &Domain, dead: &OwnerLease, by: &Job) -> Result<Opti
     let undo = undo_of(domain, dead.job())?;
     let slab = undo.iter().map(|u| (u.slab.as_str(), Mode::Exclusive)).collect::<Vec<_>>();
     let _lease = match lock::slab_leases(&*domain.locks, &slab, Duration::ZERO, by.cancel()) {
-        Err(LockError::Busy(_)) => return Ok(None),
+        Err(LockError::Busy(_) | LockError::Dying { .. }) => return Ok(None),
         lease => lease?,
     };
     settle(domain, dead, by).map(Some)
