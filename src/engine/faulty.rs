@@ -3,8 +3,8 @@
 //! changes that need no lock of the domain.
 
 use super::{
-    Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Identity, Name, Object,
-    Part, Place, Record, Result, Spec, Usage,
+    Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Handover, Identity, Name,
+    Object, Part, Place, Record, Result, Spec, Usage,
 };
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
 use std::sync::Arc;
@@ -114,6 +114,9 @@ impl<E: Engine> Engine for Faulty<E> {
         weight(at: &Place) -> Result<Bytes>;
         strays() -> Result<Vec<String>>;
         attached() -> Result<Vec<Object>>;
+        moved() -> Result<Vec<Object>>;
+        is_pooled(at: &Place) -> Result<bool>;
+        hand_over(at: &Place, step: Handover) -> Result<()>;
     }
 
     pass! { own:

@@ -2,8 +2,8 @@
 //! verb and every sequence of crashes can run thousands of times a second; it forgets on exit.
 
 use super::{
-    Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Identity, Kind, Name,
-    Object, Part, Place, Record, Result, Spec, Usage,
+    Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Handover, Identity, Kind,
+    Name, Object, Part, Place, Record, Result, Spec, Usage,
 };
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
 use crate::sys::effect::{Effect, step};
@@ -283,6 +283,18 @@ impl Engine for MemEngine {
             .ok_or(EngineError::Unsupported { engine: "mem", what: "attach what is not a slab" })?;
         let path = format!("/proc/{}/fd/{}", std::process::id(), slab.as_raw_fd());
         Ok(Attachment { path: PathBuf::from(path) })
+    }
+
+    fn is_pooled(&self, at: &Place) -> Result<bool> {
+        Ok(self.state().node(at)?.pool.is_some())
+    }
+
+    /// There is one host only.
+    fn hand_over(&self, at: &Place, _step: Handover) -> Result<()> {
+        if self.is_pooled(at)? {
+            return Err(EngineError::Unsupported { engine: "mem", what: "have a pool on two hosts" });
+        }
+        Ok(())
     }
 
     fn begin(&self, owner: &OwnerLease) -> Result<()> {

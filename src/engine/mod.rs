@@ -216,6 +216,17 @@ pub enum Access {
     Write,
 }
 
+/// What a host does with an object while a machine that has it open goes to another host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handover {
+    /// The one that has it lets others have it, too.
+    Lend,
+    /// Another one has it beside the one that lends it.
+    Borrow,
+    /// Who lent it has it alone again; nobody may have borrowed it.
+    Keep,
+}
+
 /// How to reach an object's bytes from this host.
 #[derive(Clone, Debug)]
 pub struct Attachment {
@@ -407,6 +418,23 @@ pub trait Engine: Debug + Send + Sync {
     /// Public slabs that this host attached for writing and needs still, also after it was started anew.
     fn attached(&self) -> Result<Vec<Object>> {
         Ok(Vec::new())
+    }
+
+    /// One step of a public slab's way to another host. Each may be repeated. Who borrowed it and who lent it give
+    /// it up by `detach`. `Unsupported` where only one host at a time can have it.
+    fn hand_over(&self, _at: &Place, _step: Handover) -> Result<()> {
+        Err(EngineError::Unsupported { engine: self.name(), what: "lend a slab to another host" })
+    }
+
+    /// Public slabs that this host once had and another one has since a machine went there, so that this one need not
+    /// have them any more.
+    fn moved(&self) -> Result<Vec<Object>> {
+        Ok(Vec::new())
+    }
+
+    /// Whether a slab lies in a pool.
+    fn is_pooled(&self, _at: &Place) -> Result<bool> {
+        Ok(false)
     }
 
     /// Opens the owner's staging area.

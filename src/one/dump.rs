@@ -50,6 +50,7 @@ const USED: &[(&str, &[&str])] = &[
             "DISK_TYPE",
             "DRIVER",
             "LIMIT_TRANSFER_BW",
+            "LVM_THIN_ENABLE",
             "NFS_AUTO_ENABLE",
             "NFS_AUTO_HOST",
             "NFS_AUTO_OPTS",

@@ -104,6 +104,8 @@ pub struct DatastoreDoc {
     pub driver: Option<String>,
     /// Unless `no`, holes are made where zeros are.
     pub sparse: bool,
+    /// Unless `no`, persistent images on a volume group lie in pools.
+    pub lvm_thin_enable: bool,
     pub nfs_auto: Option<NfsAuto>,
     /// Stock's replica host and its cache, which are not offered here: verbs that meet them warn.
     pub replica_host: Option<String>,
@@ -245,6 +247,7 @@ impl DsDump {
             convert: yes("CONVERT"),
             driver: template("DRIVER"),
             sparse: self.values.unless_no("DATASTORE/TEMPLATE/SPARSE"),
+            lvm_thin_enable: self.values.unless_no("DATASTORE/TEMPLATE/LVM_THIN_ENABLE"),
             nfs_auto,
             replica_host: template("REPLICA_HOST"),
             cache_enable: self.values.flag("DATASTORE/TEMPLATE/CACHE_ENABLE"),
@@ -494,7 +497,10 @@ mod tests {
             ("<TYPE>2</TYPE>", (|d| !d.decompresses()) as fn(&DatastoreDoc) -> bool),
             ("<TYPE>2</TYPE><TEMPLATE><NO_DECOMPRESS>no</NO_DECOMPRESS></TEMPLATE>", |d| d.decompresses()),
             ("<TEMPLATE><NO_DECOMPRESS>Yes</NO_DECOMPRESS></TEMPLATE>", |d| !d.decompresses()),
-            ("<TEMPLATE><SPARSE>NO</SPARSE></TEMPLATE>", |d| !d.sparse),
+            ("<TEMPLATE><LVM_THIN_ENABLE>no</LVM_THIN_ENABLE></TEMPLATE>", |d| {
+                !d.lvm_thin_enable && d.sparse
+            }),
+            ("<TEMPLATE><SPARSE>NO</SPARSE></TEMPLATE>", |d| !d.sparse && d.lvm_thin_enable),
             ("<TEMPLATE><SPARSE>maybe</SPARSE></TEMPLATE>", |d| d.sparse),
             ("<TM_MAD>sdm_lvm</TM_MAD>", DatastoreDoc::is_block),
             ("<DISK_TYPE>2</DISK_TYPE>", DatastoreDoc::is_block),

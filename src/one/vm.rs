@@ -145,6 +145,7 @@ pub struct Disk {
     /// `false` asks for full allocation.
     pub sparse: bool,
     pub qcow2_standalone: bool,
+    /// `false` asks for disks on volume groups that lie in no pool.
     pub lvm_thin_enable: bool,
     /// Seconds.
     pub recovery_snapshot_freq: Option<u64>,
@@ -348,7 +349,7 @@ fn disk(v: &Values) -> Result<Disk, OneError> {
         fs: v.text("FS"),
         sparse: v.unless_no("SPARSE"),
         qcow2_standalone: v.flag("QCOW2_STANDALONE"),
-        lvm_thin_enable: v.flag("LVM_THIN_ENABLE"),
+        lvm_thin_enable: v.unless_no("LVM_THIN_ENABLE"),
         recovery_snapshot_freq: v.number("RECOVERY_SNAPSHOT_FREQ")?,
         luks_secret: v.text("LUKS_SECRET"),
     })

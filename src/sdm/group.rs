@@ -4,7 +4,7 @@
 use super::{Domain, Result, SdmError};
 use crate::config::{Settings, WipeSettings};
 use crate::engine::lvm::{Alone, Host, LEASES, LvmEngine, Options, Peers};
-use crate::engine::{self, Access, Engine as _, EngineError};
+use crate::engine::{self, Access, Engine, EngineError, Place};
 use crate::lock::{DomainLock, LockBackend, OfdLocks, SanlockLocks, sanlock};
 use crate::sys::fs::Dir;
 use crate::sys::{Cancel, Tools, effect, user};
@@ -137,8 +137,8 @@ impl Groups {
     /// not stop the others.
     pub fn regain(&self, group: &str) -> Result<Vec<SdmError>> {
         let (engine, _) = self.parts(group)?;
-        let all = engine.attached()?.into_iter();
-        Ok(all.filter_map(|o| Some(engine.attach(&o.place, Access::Write).err()?.into())).collect())
+        let all = regain(&engine)?.into_iter();
+        Ok(all.filter_map(|(_, device)| Some(device.err()?.into())).collect())
     }
 
     fn own(&self) -> std::io::Result<()> {
@@ -195,6 +195,23 @@ impl Groups {
         }
         Dir::open(&path)
     }
+}
+
+/// The devices of what this host has by its tags, made if need be. What went to another host with its machine it gives
+/// up, unless that is open here: then the machine is still on its way.
+pub fn regain(engine: &dyn Engine) -> Result<Vec<(Place, engine::Result<PathBuf>)>> {
+    let mut out = Vec::new();
+    for o in engine.moved()? {
+        match engine.detach(&o.place, Access::Write) {
+            Ok(()) | Err(EngineError::InUse { .. }) => {}
+            Err(e) => out.push((o.place, Err(e))),
+        }
+    }
+    for o in engine.attached()? {
+        let device = engine.attach(&o.place, Access::Write).map(|a| a.path);
+        out.push((o.place, device));
+    }
+    Ok(out)
 }
 
 /// The hosts of a group, as its locks know them.

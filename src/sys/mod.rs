@@ -27,5 +27,5 @@ pub mod user;
 pub use cancel::Cancel;
 pub use child::Child;
 pub use class::{Bytes, Class, hex};
-pub use qemulock::qemu_holds;
+pub use qemulock::{qemu_holds, qemu_writes};
 pub use tool::{Tool, ToolError, Tools};

@@ -3,7 +3,7 @@
 
 use super::{Ctx, fill, hold, refuse};
 use crate::data::{self, Copied, Planned};
-use crate::engine::{Access, Kind, Name, Object, Place, PoolUse, Spec};
+use crate::engine::{Access, Handover, Kind, Name, Object, Place, PoolUse, Spec};
 use crate::lock::{Mode, SlabLease};
 use crate::one::{Volume, volume};
 use crate::sdm::event::What;
@@ -227,6 +227,51 @@ impl<'a> Group<'a> {
     /// A staged volume of its own.
     pub fn thick(work: &mut Work<'_>, size: Bytes) -> Result<Staged> {
         Ok(Staged { slab: work.file(size)?, pool: None, shares: false })
+    }
+
+    /// A staged volume for a disk, in its pool or not.
+    pub fn stage(
+        &self,
+        work: &mut Work<'_>,
+        leases: &[SlabLease],
+        v: &Volume,
+        size: Bytes,
+        thin: bool,
+    ) -> Result<Staged> {
+        if thin {
+            return self.thin(work, leases, v, size);
+        }
+        // What it displaces may lie in one.
+        let shares = self.look(&pool(v)?)?.is_some();
+        Ok(Staged { shares, ..Self::thick(work, size)? })
+    }
+
+    pub fn is_thin(&self, v: &Volume) -> Result<bool> {
+        Ok(self.domain.engine.is_pooled(&Place::Public(name(v)?))?)
+    }
+
+    /// A step of a volume's way to another host while its machine runs.
+    pub fn hand_over(&self, v: &Volume, step: Handover) -> Result<()> {
+        let thin = self.is_thin(v)?;
+        if thin && step == Handover::Keep {
+            // It never was another's.
+            return Ok(());
+        }
+        if thin {
+            let text = format!(
+                "{v} lies in a thin pool, which only one host at a time can have: power the VM off or suspend it to move \
+                 it; disks that are made while LVM_THIN_ENABLE of their datastore is NO lie in none; nothing was changed"
+            );
+            return Err(refuse(Class::Unsupported, text));
+        }
+        let name = name(v)?;
+        if let Some(plan) = &self.job.jobs.plan {
+            if step == Handover::Borrow && !self.is_active(&name) {
+                plan.change(&self.domain, &name, How::Attached);
+            }
+            return Ok(());
+        }
+        Ok(self.domain.engine.hand_over(&Place::Public(name), step)?)
     }
 
     /// A staged volume in its pool, which is made, or grows by what the volume can take: pools cannot run full.

@@ -5,8 +5,8 @@ use super::refuse;
 use crate::engine::{Access, Kind, Name, Place};
 use crate::lock::{self, Mode, SlabLease};
 use crate::sdm::{Domain, Job, settle};
-use crate::sys::Class;
 use crate::sys::effect::bug;
+use crate::sys::{self, Class};
 use anyhow::{Context as _, Result};
 use std::fs::File;
 use std::time::Duration;
@@ -61,6 +61,14 @@ pub(super) fn lease_of(
 
 /// The first of these objects that a running qemu has open, links not followed.
 pub(super) fn in_use<'a>(domain: &Domain, names: &'a [Name]) -> Result<Option<&'a Name>> {
+    held(domain, names, sys::qemu_holds)
+}
+
+fn held<'a>(
+    domain: &Domain,
+    names: &'a [Name],
+    holds: fn(&File) -> std::io::Result<bool>,
+) -> Result<Option<&'a Name>> {
     for name in names {
         let at = Place::Public(name.clone());
         if domain.engine.look(&at)?.is_none_or(|o| o.kind != Kind::File) {
@@ -68,7 +76,7 @@ pub(super) fn in_use<'a>(domain: &Domain, names: &'a [Name]) -> Result<Option<&'
         }
         let path = domain.engine.attach(&at, Access::Read)?.path;
         let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-        if crate::sys::qemu_holds(&file).with_context(|| format!("looking for users of {name}"))? {
+        if holds(&file).with_context(|| format!("looking for users of {name}"))? {
             return Ok(Some(name));
         }
     }
@@ -80,6 +88,12 @@ pub(super) fn not_in_use(domain: &Domain, names: &[Name]) -> Result<()> {
     let Some(name) = in_use(domain, names)? else { return Ok(()) };
     let text = format!("{name} is open in a running VM; power it off or detach the image first");
     Err(refuse(Class::InUse, text))
+}
+
+/// Refuses when a running qemu may write to one of these objects.
+pub(super) fn not_written(domain: &Domain, names: &[Name]) -> Result<()> {
+    let Some(name) = held(domain, names, sys::qemu_writes)? else { return Ok(()) };
+    Err(refuse(Class::InUse, format!("a running VM writes to {name}, which is on this host only")))
 }
 
 /// An image or a disk and what lies in its `.snap`.

@@ -376,20 +376,6 @@ fn a_running_machines_disk_is_saved_in_another_group() {
     in_machine("lvmlive::elsewhere_inside", &[fake_virsh()]);
 }
 
-/// No volume is on two hosts.
-#[test]
-fn a_vm_that_runs_does_not_move_and_its_volumes_are_named() {
-    let h = Host::new();
-    let verb = h.at("var/remotes/tm/lvm/premigrate");
-    std::os::unix::fs::symlink(bed::program(), &verb).unwrap();
-    let dir = h.at("var/datastores/101/7").display().to_string();
-    let mut c = h.command(&verb);
-    let c = c.args(["a", "b", &dir, "7", "101"]).env("ONESDM_VM_XML", document(3)).stdin(Stdio::null());
-    let (status, text) = said(&c.output().unwrap());
-    let volumes = "(disk 0 is vg-one-100/vm-one-7-0, disk 1 is vg-one-100/img-one-3)";
-    assert!(status == 5 && text.contains(volumes) && text.contains("suspend"), "{status} {text}");
-}
-
 /// With these programs, too.
 pub fn in_machine(test: &str, programs: &[PathBuf]) {
     let tmp = bed::scratch();

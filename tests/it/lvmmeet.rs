@@ -4,7 +4,9 @@
 use crate::lvmverbs::{GROUP, Host, disk, root, volumes};
 use crate::{bed, history, vm};
 use onesdm::sys::direct::{BLOCK, Direct};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, Signal, kill_process};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::thread::ScopedJoinHandle;
@@ -33,7 +35,7 @@ impl Meeting {
         self.of(2) / LIFE
     }
 
-    fn of(&self, id: u64) -> u64 {
+    pub fn of(&self, id: u64) -> u64 {
         let block = self.disk.read(id * BLOCK as u64, BLOCK).unwrap();
         u64::from_le_bytes(block[..8].try_into().unwrap())
     }
@@ -89,12 +91,15 @@ pub struct Here {
 
 impl Here {
     pub fn joined() -> Here {
+        Here::joined_at(Host::new())
+    }
+
+    pub fn joined_at(h: Host) -> Here {
         let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
         let id: u64 = name.trim().strip_prefix('h').unwrap().parse().unwrap();
         let disk = Direct::open_device(Path::new("/dev/vdb")).unwrap();
         let hosts = disk.size().unwrap() / BLOCK as u64 - 1;
         let meet = Meeting { disk, id, hosts };
-        let h = Host::new();
         let toml = h.at("etc/onesdm.toml");
         std::fs::write(&toml, std::fs::read_to_string(&toml).unwrap() + SETTINGS).unwrap();
         let here = Here { h, meet, id };
@@ -191,7 +196,25 @@ pub fn hosts<const N: usize>(
     names: [&'static str; N],
     blow: Option<Blow>,
 ) -> [Output; N] {
+    machines(test, names, blow, false)
+}
+
+/// The same of two that have a network, each with an ssh server.
+pub fn network(test: &'static str, blow: Option<Blow>) -> [Output; 2] {
+    machines(test, ["h1", "h2"], blow, true)
+}
+
+fn machines<const N: usize>(
+    test: &'static str,
+    names: [&'static str; N],
+    blow: Option<Blow>,
+    networked: bool,
+) -> [Output; N] {
     let tmp = bed::scratch();
+    let keys = networked.then(|| vm::Keys::new(tmp.path()));
+    // Whoever is started has both ends.
+    let (kind, flags) = (SocketType::DGRAM, SocketFlags::empty());
+    let wire = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
     let lun = vm::disk(tmp.path(), "lun", 2 << 30);
     let mail = vm::disk(tmp.path(), "mail", (BLOCK * (N + 1)) as u64);
     let tools = ["/usr/bin/qemu-img", "/usr/sbin/mkfs.ext4", "/usr/sbin/mkswap"].map(PathBuf::from);
@@ -199,7 +222,12 @@ pub fn hosts<const N: usize>(
     let (pid, watched) = (tmp.path().join("pid"), matches!(blow, Some(Blow::Reset(..))));
     std::thread::scope(|scope| {
         let start = |name| {
-            let mut c = vm::host(test, name, &[&lun, &mail], &programs, watched);
+            let disks: [&Path; 2] = [&lun, &mail];
+            let end = if name == names[0] { &wire.0 } else { &wire.1 };
+            let mut c = match &keys {
+                Some(keys) => vm::networked(test, name, (&disks, &programs), (end.as_raw_fd(), keys)),
+                None => vm::host(test, name, &disks, &programs, watched),
+            };
             if name == names[0] {
                 c.env("ONESDM_VM_PID", &pid);
             }

@@ -30,12 +30,23 @@ pub fn root(words: &[&str]) -> String {
 
 /// The account's world: an installation of its own, and names that lead to the program.
 pub struct Host {
-    dir: tempfile::TempDir,
+    dir: PathBuf,
+    _tmp: Option<tempfile::TempDir>,
 }
 
 impl Host {
     pub fn new() -> Host {
-        let host = Host { dir: tempfile::tempdir().unwrap() };
+        let tmp = tempfile::tempdir().unwrap();
+        Host { dir: tmp.path().to_owned(), _tmp: Some(tmp) }.furnished()
+    }
+
+    /// At a place that is the same on other hosts.
+    pub fn at_place(place: &str) -> Host {
+        Host { dir: place.into(), _tmp: None }.furnished()
+    }
+
+    fn furnished(self) -> Host {
+        let host = self;
         for d in ["etc", "var/datastores/101", "images"] {
             std::fs::create_dir_all(host.at(d)).unwrap();
         }
@@ -55,6 +66,9 @@ impl Host {
             "snap_revert",
             "snap_delete",
             "monitor_ds",
+            "premigrate",
+            "postmigrate",
+            "failmigrate",
         ];
         for (role, verbs) in [("datastore", &datastore[..]), ("tm", &tm)] {
             let dir = host.at("var/remotes").join(role).join("lvm");
@@ -68,12 +82,12 @@ impl Host {
     }
 
     pub fn at(&self, rel: &str) -> PathBuf {
-        self.dir.path().join(rel)
+        self.dir.join(rel)
     }
 
     pub fn command(&self, program: &Path) -> Command {
         let mut c = Command::new(program);
-        c.env_clear().env("ONE_LOCATION", self.dir.path()).env("HOME", self.dir.path());
+        c.env_clear().env("ONE_LOCATION", &self.dir).env("HOME", &self.dir);
         c.env("ONESDM_TEST_HISTORY", self.at("history"));
         c.envs(std::env::var_os(vm::PROFILE).map(|file| (vm::PROFILE, file)));
         c

@@ -71,6 +71,7 @@ mod lvmkill;
 mod lvmlive;
 mod lvmmeet;
 mod lvmmember;
+mod lvmmigrate;
 mod lvmorphan;
 mod lvmpause;
 mod lvmplan;

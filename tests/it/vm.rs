@@ -67,15 +67,76 @@ touch /tmp/watched
 /// The same on one of several machines, a member of sanlock's, with a watchdog or on user-mode Linux; as root itself
 /// if it is long.
 pub fn host(name: &str, machine: &str, disks: &[&Path], programs: &[PathBuf], watched: bool) -> Command {
-    let own = ["/usr/sbin/sanlock", "/lib/x86_64-linux-gnu/libsanlock_client.so.1", "/usr/sbin/wdmd"];
-    let clock = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
-    let own = own.into_iter().chain([clock]).map(PathBuf::from);
-    let programs: Vec<PathBuf> = own.chain(programs.iter().cloned()).collect();
+    let programs = [&sanlock_programs(), programs].concat();
     let (more, before): (&[&str], _) =
         if watched { (&["-k", "softdog"], WATCHED) } else { (&["-u"], SANLOCK) };
     // `sudo` takes as long as the command that it is for.
     let who = if crate::kill::full() { "root" } else { "oneadmin" };
     command_of((who, more), name, machine, before, disks, &programs)
+}
+
+/// A key by which the hosts of a network know each other and their account's.
+pub struct Keys {
+    pub private: String,
+    pub public: String,
+}
+
+impl Keys {
+    pub fn new(dir: &Path) -> Keys {
+        let at = dir.join("key");
+        let mut c = Command::new("ssh-keygen");
+        let made = c.args(["-q", "-t", "ed25519", "-N", "", "-C", "", "-f"]).arg(&at).status().unwrap();
+        assert!(made.success());
+        let read = |p: PathBuf| std::fs::read_to_string(p).unwrap();
+        Keys { private: read(at.clone()), public: read(at.with_extension("pub")) }
+    }
+}
+
+/// A network between two of them, a real ssh server on each, and in its account's place the same place for both:
+/// `ONE_LOCATION`. Who is called `h2` has the address 10.9.0.2.
+fn network(keys: &Keys) -> String {
+    format!(
+        "
+n=$(hostname | tr -d h); ip link set lo up; ip addr add 10.9.0.$n/24 dev vec0; ip link set vec0 up
+mkdir -p {PLACE} /.ssh /run/sshd /usr/local/bin; ln -s {} /usr/local/bin/onesdm
+cat >/hostkey <<'EOF'
+{}EOF
+echo '{}' >/.ssh/authorized_keys; cp /hostkey /.ssh/id_ed25519; chmod 600 /hostkey /.ssh/*
+sed 's/^/10.9.0.1,10.9.0.2 /' /.ssh/authorized_keys >/.ssh/known_hosts
+echo 'sshd:x:74:74::/run/sshd:/bin/false' >>/etc/passwd
+chown -R oneadmin:oneadmin {PLACE} /.ssh
+/usr/sbin/sshd -f /dev/null -h /hostkey -E /tmp/sshd.log -o UsePAM=no -o UseDNS=no -o StrictModes=no -o PidFile=none \
+    -o AuthorizedKeysFile=/.ssh/authorized_keys -o 'SetEnv=ONE_LOCATION={PLACE} ONESDM_TEST_HISTORY={PLACE}/history' \
+    -o 'Subsystem=sftp internal-sftp'
+",
+        bed::program().display(),
+        keys.private,
+        keys.public.trim()
+    )
+}
+
+/// Where the account of a host in a network has everything.
+pub const PLACE: &str = "/one";
+
+/// One of two machines, members of sanlock's, with a card in a network that they have by themselves.
+pub fn networked(
+    name: &str,
+    machine: &str,
+    (disks, programs): (&[&Path], &[PathBuf]),
+    (socket, keys): (i32, &Keys),
+) -> Command {
+    let socket = socket.to_string();
+    let tools = ["/usr/sbin/sshd", "/usr/bin/ssh"].map(PathBuf::from);
+    let programs = [&sanlock_programs(), programs, &tools].concat();
+    let more = ["-u", "-s", &socket];
+    let before = format!("{}{SANLOCK}", network(keys));
+    command_of(("oneadmin", &more), name, machine, &before, disks, &programs)
+}
+
+fn sanlock_programs() -> Vec<PathBuf> {
+    let own = ["/usr/sbin/sanlock", "/lib/x86_64-linux-gnu/libsanlock_client.so.1", "/usr/sbin/wdmd"];
+    let clock = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+    own.into_iter().chain([clock]).map(PathBuf::from).collect()
 }
 
 fn command(name: &str, machine: &str, before: &str, disks: &[&Path], programs: &[PathBuf]) -> Command {

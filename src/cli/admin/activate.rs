@@ -5,7 +5,6 @@ use super::World;
 use super::domain::path_of;
 use super::garbage::all_known;
 use crate::cli::render;
-use crate::engine::Access;
 use crate::sdm::{Domain, group};
 use crate::verb::one_line;
 use anyhow::{Context as _, Result};
@@ -31,18 +30,18 @@ pub fn run(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
     };
     for place in places {
         let opened = w.open(&place).with_context(|| format!("opening {}", place.display()));
-        let attached = opened.and_then(|d| Ok((d.engine.attached()?, d)));
-        let (objects, domain): (_, Domain) = match attached {
+        let regained = opened.and_then(|d| Ok((group::regain(&*d.engine)?, d)));
+        let (volumes, domain): (_, Domain) = match regained {
             Ok(found) => found,
             Err(e) => {
                 skipped(e);
                 continue;
             }
         };
-        for o in objects {
-            match domain.engine.attach(&o.place, Access::Write) {
-                Ok(a) => devices.push(a.path.display().to_string()),
-                Err(e) => skipped(anyhow::Error::from(e).context(format!("{}/{}", domain.place, o.place))),
+        for (at, device) in volumes {
+            match device {
+                Ok(path) => devices.push(path.display().to_string()),
+                Err(e) => skipped(anyhow::Error::from(e).context(format!("{}/{at}", domain.place))),
             }
         }
     }

@@ -48,14 +48,14 @@ impl Held for EventfulHeld {
 }
 
 /// A job on a host, with a staged slab.
-struct Job<'a> {
+pub(super) struct Job<'a> {
     engine: &'a LvmEngine,
     locks: &'a Arc<dyn LockBackend>,
     owner: OwnerLease,
 }
 
 impl<'a> Job<'a> {
-    fn new(engine: &'a LvmEngine, locks: &'a Arc<dyn LockBackend>) -> Job<'a> {
+    pub(super) fn new(engine: &'a LvmEngine, locks: &'a Arc<dyn LockBackend>) -> Job<'a> {
         let owner = lock::owner_lease(&**locks, JobId::generate()).unwrap();
         engine.begin(&owner).unwrap();
         Job { engine, locks, owner }
@@ -69,7 +69,7 @@ impl<'a> Job<'a> {
         self.engine.create(&self.owner, n, &Spec::File(Bytes(1))).unwrap().id
     }
 
-    fn publish(&self, n: u32, to: &str) -> Identity {
+    pub(super) fn publish(&self, n: u32, to: &str) -> Identity {
         let id = self.staged(n);
         self.engine.publish(&self.lock(), self.owner.job(), n, id, &name(to)).unwrap();
         id
@@ -81,7 +81,7 @@ impl<'a> Job<'a> {
 }
 
 /// A group with its records, ready for jobs.
-fn domain(bed: &Arc<Bed>, locks: &Arc<dyn LockBackend>) -> LvmEngine {
+pub(super) fn domain(bed: &Arc<Bed>, locks: &Arc<dyn LockBackend>) -> LvmEngine {
     let e = engine(bed, 1, locks);
     e.prepare().unwrap();
     e

@@ -145,6 +145,7 @@ fn mapped(group: &str, which: fn(&Path) -> bool) -> Result<Vec<String>> {
 
 const ACTIVE: &str = "sdm.active.";
 const READS: &str = "sdm.reads.";
+const LENT: &str = "sdm.lent.";
 
 pub(super) fn host_tag(host: &Host) -> String {
     format!("sdm.host.{host}")
@@ -163,8 +164,34 @@ fn owner(tag: &str) -> Option<(Host, Access)> {
 
 /// The tags of this host's lives, and of lives that are proven over.
 pub(super) fn ended(v: &Volume, us: &Host, peers: &dyn Peers) -> Vec<String> {
-    let over = |h: &Host| h.id == us.id || peers.is_dead(h);
-    v.tags.iter().filter(|t| owner(t).is_some_and(|(h, _)| over(&h))).cloned().collect()
+    let over = |h: Host| h.id == us.id || peers.is_dead(&h);
+    let of = |t: &str| owner(t).map(|(h, _)| h).or_else(|| lender(t));
+    v.tags.iter().filter(|t| of(t).is_some_and(over)).cloned().collect()
+}
+
+/// Says that who has a volume lets others have it, too.
+pub(super) fn lent_tag(host: &Host) -> String {
+    format!("{LENT}{host}")
+}
+
+fn lender(tag: &str) -> Option<Host> {
+    tag.strip_prefix(LENT)?.parse().ok()
+}
+
+/// Refuses what another living host has and does not lend.
+pub(super) fn all_lend(v: &Volume, us: &Host, peers: &dyn Peers) -> Result<()> {
+    for (host, has) in v.tags.iter().filter_map(|t| owner(t)).filter(|(h, _)| h.id != us.id) {
+        let lends = has == Access::Write && v.tags.contains(&lent_tag(&host));
+        if !lends && !peers.is_dead(&host) {
+            return Err(EngineError::InUse { what: v.name.clone(), by: format!("host {host}") });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a host, in any of its lives, lent a volume.
+pub(super) fn lends(v: &Volume, host: &Host) -> bool {
+    v.tags.iter().filter_map(|t| lender(t)).any(|h| h.id == host.id)
 }
 
 /// Whether a host, in any of its lives, has a volume attached so.

@@ -5,6 +5,9 @@
 mod group;
 #[cfg(test)]
 mod hosts_tests;
+mod lend;
+#[cfg(test)]
+mod lend_tests;
 mod map;
 mod meta;
 #[cfg(test)]
@@ -24,8 +27,8 @@ mod wipe;
 pub use map::{Alone, Host, Peers};
 
 use super::{
-    Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Identity, Kind, Name,
-    Object, Place, PoolUse, Record, Result, Spec, Usage,
+    Access, Attachment, Bytes, Capabilities, Engine, EngineError, Finished, Grave, Handover, Identity, Kind,
+    Name, Object, Place, PoolUse, Record, Result, Spec, Usage,
 };
 use crate::config::WipeSettings;
 use crate::lock::{self, DomainLock, LockBackend, LockError};

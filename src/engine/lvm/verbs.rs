@@ -1,9 +1,9 @@
 //! The engine's calls on a volume group.
 
 use super::{
-    Access, Attachment, Bytes, Capabilities, Change, Engine, EngineError, FIRST, Finished, Grave, How,
-    Identity, LvmEngine, META, Name, Object, Place, PoolUse, Record, Result, Spec, Usage, Volume, map, meta,
-    thin, view, wipe,
+    Access, Attachment, Bytes, Capabilities, Change, Engine, EngineError, FIRST, Finished, Grave, Handover,
+    How, Identity, LvmEngine, META, Name, Object, Place, PoolUse, Record, Result, Spec, Usage, Volume, map,
+    meta, thin, view, wipe,
 };
 use crate::lock::{DomainLock, JobId, OwnerLease, SlabLease};
 use crate::sys::effect::only_looks;
@@ -188,10 +188,20 @@ impl Engine for LvmEngine {
     }
 
     fn attached(&self) -> Result<Vec<Object>> {
-        let (view, us) = (self.group.view()?, self.peers.us()?);
-        let ours = view.volumes.iter().filter(|v| !v.is_pool && map::has(v, &us, Access::Write));
-        let objects = ours.filter_map(|v| view.object(v));
-        Ok(objects.filter(|o| matches!(o.place, Place::Public(_))).collect())
+        self.ours(false)
+    }
+
+    fn moved(&self) -> Result<Vec<Object>> {
+        self.ours(true)
+    }
+
+    fn hand_over(&self, at: &Place, step: Handover) -> Result<()> {
+        self.hand(at, step)
+    }
+
+    fn is_pooled(&self, at: &Place) -> Result<bool> {
+        let view = self.group.view()?;
+        Ok(view.at(at).ok_or_else(|| EngineError::Absent(at.to_string()))?.pool.is_some())
     }
 
     fn begin(&self, owner: &OwnerLease) -> Result<()> {

@@ -7,7 +7,7 @@
 
 use super::op::Mv;
 use super::place::Spot;
-use super::tree::{self, Seen};
+use super::tree::{self, Seen, Users};
 use super::{At, Tm};
 use crate::data::{self, Algo, Method, Planned, Sparse};
 use crate::lock::{Mode, SlabLease};
@@ -73,7 +73,7 @@ impl Move<'_> {
         let (tm, name) = (self.tm, self.src.name());
         let from = Dir::open(&self.src.path(name)?).context("opening the source")?;
         let before = Seen::below(&from)?;
-        before.unused(self.src)?;
+        before.unused(self.src, Users::None)?;
         let request = request_digest(&[&tm.request, &before.manifest()]);
         let made = settle::made_by(&self.dst.domain, name)?;
         if made.is_none_or(|c| c.request != request) {
@@ -83,12 +83,14 @@ impl Move<'_> {
             if !bug("skip-flush") {
                 work.flush(&dir)?;
             }
-            before.unchanged(self.src)?;
+            before.unchanged(self.src, Users::None)?;
             let steps = vec![work.step_to(&dir, name)?];
             tm.ready()?;
             work.commit(&request, "", steps)?;
         }
-        before.unchanged(self.src).context("the VM is at its destination and was left at its source")?;
+        before
+            .unchanged(self.src, Users::None)
+            .context("the VM is at its destination and was left at its source")?;
         let mut work = Work::begin(&self.src.domain, tm.job, std::slice::from_ref(name))?;
         let steps = work.step_bury(name, true)?.into_iter().collect();
         tm.commit(self.src, work, steps)

@@ -289,8 +289,13 @@ pub struct Send {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum What {
-    /// A VM's directory, and the path that it will have.
-    Vm { dir: String, to: String },
+    /// A VM's directory, and the path that it will have; whether its machine runs.
+    Vm {
+        dir: String,
+        to: String,
+        #[serde(default)]
+        runs: bool,
+    },
     /// An image; of a qcow2 one all its layers, of others their snapshots when they are asked for.
     Image { path: String, format: DiskFormat, snapshots: bool },
     /// A disk with its snapshots.

@@ -5,7 +5,7 @@
 
 use super::op::{Into, Receive};
 use super::place::Spot;
-use super::tree::{self, Seen};
+use super::tree::{self, Seen, Users};
 use super::{At, DiskFormat, Marker, Tm, clone, marker};
 use crate::data::Watch;
 use crate::data::extent::Land;
@@ -317,7 +317,7 @@ fn vm(tm: &Tm<'_>, dir: &str) -> Result<()> {
     let wanted: Vec<_> = names.iter().map(|n| (n, Mode::Exclusive)).collect();
     let _leases = hold::lease_for(&at.domain, tm.job, &wanted, Some(&source))?;
     if at.look(at.name())?.is_some() {
-        Seen::of(&at)?.unused(&at)?;
+        Seen::of(&at)?.unused(&at, Users::None)?;
     }
     // An earlier life of this job is ended by now.
     settle::recorded(&at.domain, tm.job)?;

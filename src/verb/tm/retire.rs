@@ -6,7 +6,7 @@ use super::Tm;
 use super::op::Retire;
 use super::place::Spot;
 use super::send::vm_source;
-use super::tree::{self, Seen};
+use super::tree::{self, Seen, Users};
 use crate::lock::Mode;
 use crate::sdm::Work;
 use crate::sys::Class;
@@ -28,7 +28,7 @@ pub(super) fn run(tm: &Tm<'_>, op: &Retire) -> Result<()> {
         );
         return Err(refuse(Class::Integrity, text));
     }
-    seen.unused(&at)?;
+    seen.unused(&at, Users::None)?;
     let mut work = Work::begin(&at.domain, tm.job, std::slice::from_ref(at.name()))?;
     let steps = work.step_bury(at.name(), true)?.into_iter().collect();
     tm.ready()?;

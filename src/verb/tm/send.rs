@@ -10,7 +10,7 @@ use super::live::Live;
 use super::ln::{layers_of, resolved};
 use super::op::{self, Told, What};
 use super::place::Spot;
-use super::tree::{self, Seen};
+use super::tree::{self, Seen, Users};
 use super::{At, DiskFormat, Tm, bridge, clone};
 use crate::data::extent::Sender;
 use crate::engine::{Kind as ObjectKind, Name};
@@ -30,7 +30,9 @@ use std::path::{Path, PathBuf};
 
 pub(super) fn run(tm: &Tm<'_>, op: &op::Send) -> Result<Told> {
     match &op.what {
-        What::Vm { dir, to } => vm(tm, dir, Path::new(to)),
+        What::Vm { dir, to, runs } => {
+            vm(tm, dir, Path::new(to), if *runs { Users::Readers } else { Users::None })
+        }
         What::Image { path, format, snapshots } => image(tm, path, *format, *snapshots),
         What::Disk { disk } => disk_with_snapshots(tm, disk),
         What::Whole { path, limit } => bridge::whole(tm, path, *limit),
@@ -76,7 +78,7 @@ fn give(tm: &Tm<'_>, source: String, entries: impl FnOnce(&mut Sender<'_>) -> Re
     Ok(Told { source, digest })
 }
 
-fn vm(tm: &Tm<'_>, dir: &str, to: &Path) -> Result<Told> {
+fn vm(tm: &Tm<'_>, dir: &str, to: &Path, users: Users) -> Result<Told> {
     let at = tm.open(Spot::vm(tm.ctx, dir)?)?;
     let _leases = tree::lease(tm, &at, &tree::names(&at)?, Mode::Shared)?;
     if at.look(at.name())?.is_none() {
@@ -87,7 +89,7 @@ fn vm(tm: &Tm<'_>, dir: &str, to: &Path) -> Result<Told> {
     }
     let from = Dir::open(&at.path(at.name())?).context("opening the source")?;
     let seen = Seen::below(&from)?;
-    seen.unused(&at)?;
+    seen.unused(&at, users)?;
     give(tm, vm_source(&at, &seen), |sender| {
         tm.job.watch().progress.total(seen.size());
         let mode = std::fs::metadata(from.path()).context("looking at the source")?.permissions().mode();
@@ -98,7 +100,7 @@ fn vm(tm: &Tm<'_>, dir: &str, to: &Path) -> Result<Told> {
             sender.bytes(".monitor", 0o644, &text)?;
         }
         // Before the receiver has the end, without which it publishes nothing.
-        seen.unchanged(&at)
+        seen.unchanged(&at, users)
     })
 }
 

@@ -42,6 +42,15 @@ struct Entry {
     modified: i64,
 }
 
+/// Of whom a directory that is sent must be free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Users {
+    /// Nobody may have a file of it open.
+    None,
+    /// Its machine runs and has files of it open, but writes to none.
+    Readers,
+}
+
 /// All entries below a directory, in order.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Seen(Vec<Entry>);
@@ -82,22 +91,25 @@ impl Seen {
         self.0.iter().map(|e| e.size).sum()
     }
 
-    /// Refuses when the VM's directory is another by now, or somebody has a file of it open.
-    pub fn unchanged(&self, vm: &At) -> Result<()> {
+    /// Refuses when the VM's directory is another by now, or has users that it may not have.
+    pub fn unchanged(&self, vm: &At, users: Users) -> Result<()> {
         if Seen::of(vm)? != *self {
             let text = format!("{} changed while it was being moved", vm.spot.text());
             return Err(refuse(Class::Integrity, text));
         }
-        self.unused(vm)
+        self.unused(vm, users)
     }
 
-    pub fn unused(&self, vm: &At) -> Result<()> {
+    pub fn unused(&self, vm: &At, users: Users) -> Result<()> {
         let mut files = Vec::new();
         for e in self.0.iter().filter(|e| e.kind == Kind::File) {
             if let Some(rel) = e.path.to_str() {
                 files.push(vm.name().child(rel)?);
             }
         }
-        hold::not_in_use(&vm.domain, &files)
+        match users {
+            Users::None => hold::not_in_use(&vm.domain, &files),
+            Users::Readers => hold::not_written(&vm.domain, &files),
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! Datastore verbs on a volume group (contract 2.5). An image is a volume: thin in a pool of its own when
-//! it is persistent, which is what snapshots need, thick otherwise; which of the two it is, is told by what
+//! it is persistent, which is what snapshots need, thick otherwise and where the datastore wants no pools; which of the two it is, is told by what
 //! is there (D25). All of an image's volumes are one slab, and a verb on it is one commit: whatever is cut
 //! off leaves no volume behind, and nothing is removed by its name alone (D23, L1).
 
@@ -65,10 +65,11 @@ impl<'a> Block<'a> {
 
     /// A volume for a new image, which reads zero.
     fn stage(&self, work: &mut Work<'_>, leases: &[SlabLease], v: &Volume, size: Bytes) -> Result<Staged> {
-        if self.req.image()?.persistent {
-            return self.g.thin(work, leases, v, size);
-        }
-        Group::thick(work, size)
+        if self.is_thin()? { self.g.thin(work, leases, v, size) } else { Group::thick(work, size) }
+    }
+
+    fn is_thin(&self) -> Result<bool> {
+        Ok(self.req.image()?.persistent && self.req.datastore.lvm_thin_enable)
     }
 
     /// Gives a staged image its name. What had it, and is of another request, is kept for a while.
@@ -80,7 +81,7 @@ impl<'a> Block<'a> {
         (request, answer): (&str, &str),
     ) -> Result<()> {
         let mut steps = self.g.steps(&mut work, staged, v)?;
-        if !self.req.image()?.persistent {
+        if !self.is_thin()? {
             steps.extend(work.step_bury(&pool(v)?, true)?);
         }
         (self.g.ctx.ready)()?;
@@ -91,7 +92,7 @@ impl<'a> Block<'a> {
 
     /// Which of the two it is to be.
     fn kind(&self) -> Result<&'static str> {
-        Ok(if self.req.image()?.persistent { "thin" } else { "thick" })
+        Ok(if self.is_thin()? { "thin" } else { "thick" })
     }
 
     fn request(&self, parts: &[&str]) -> String {

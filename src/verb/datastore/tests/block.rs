@@ -99,6 +99,14 @@ fn an_image_is_thin_when_it_is_persistent_and_removed_whatever_it_is_called_then
     // Non-persistent by now, as oned has it: pool and snapshots go all the same (D25).
     b.run(rm::run, SOURCE).unwrap();
     assert!(b.tree().is_empty());
+    // Where the datastore wants no pools none is made, and one that is displaced goes.
+    let more =
+        "<TM_MAD>lvm</TM_MAD><DS_MAD>lvm</DS_MAD><TEMPLATE><LVM_THIN_ENABLE>NO</LVM_THIN_ENABLE></TEMPLATE>";
+    let b = Bed { more, ..b };
+    for image in [format!("<ID>0</ID><PATH>DIR/a</PATH>{THIN}"), format!("<ID>1</ID><SIZE>1</SIZE>{THIN}")] {
+        b.run(if image.contains("PATH") { cp::run } else { mkfs::run }, &image).unwrap();
+    }
+    assert_eq!(view(&b).into_keys().collect::<Vec<_>>(), ["img-one-0", "img-one-1"]);
 }
 
 /// An encrypted image is its container, as on a file system: nobody here has its key.

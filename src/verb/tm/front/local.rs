@@ -148,7 +148,7 @@ impl Own<'_> {
         if from == to && self.is_shared(&mut a, &mut b, &c.from)? {
             return Ok(());
         }
-        let what = What::Vm { dir: from.clone(), to: to.clone() };
+        let what = What::Vm { dir: from.clone(), to: to.clone(), runs: false };
         let (told, _) = transfer(self.front, (&mut a, what), (&mut b, receive(Into::Vm { dir: to })))?;
         drop(b);
         if let Some(plan) = &self.front.job.jobs.plan {

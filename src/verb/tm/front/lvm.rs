@@ -1,14 +1,15 @@
 //! `sdm_lvm`, `lvm`: a disk is a volume of its image's group, a volatile one of the group of the VM's first image;
 //! the VM's directory has links. Contract 3.7; each disk has the group of its own datastore (D24).
 
-use super::super::op::{self, Op};
+use super::super::op::{self, Op, What as Sent};
 use super::super::volume::{Gone, OnVolume, What};
+use super::pair::{is_shared, reach_both, transfer};
 use super::shared::{Of, not_yet, text};
-use super::{At, Front, local};
+use super::{At, Front, local, migrate};
 use crate::one::{
-    Cpds, Disk, FromImage, Leaf, Migrate, Mkimage, Mv, Mvds, Place, TmCall, Vm, VmPath, Volume, lcm,
+    Cpds, Disk, FromImage, HostName, Leaf, Migrate, Mkimage, Mv, Mvds, Place, TmCall, Vm, VmPath, Volume, lcm,
 };
-use crate::sys::Class;
+use crate::sys::{Bytes, Class};
 use crate::verb::refuse;
 use anyhow::Result;
 use std::collections::BTreeSet;
@@ -21,8 +22,8 @@ pub(super) fn run(front: &Front<'_>, verb: &str, call: TmCall) -> Result<String>
         TmCall::Ln(c) => of.ask(&c.to, &image(&c.image.path)?, What::Link),
         TmCall::Mkimage(c) => of.mkimage(&c),
         TmCall::Mkswap(c) => {
-            let make = What::Make { size_mib: c.size.as_mib_up(), format: "swap".to_owned(), fs: None };
-            of.ask(&c.disk, &volatile(&*of.of.vm(c.object)?, &c.disk)?, make)
+            let vm = of.of.vm(c.object)?;
+            of.make(&vm, &c.disk, c.size, ("swap".to_owned(), None))
         }
         TmCall::Mvds(c) => of.mvds(&c),
         TmCall::Cpds(c) => of.cpds(&c),
@@ -32,9 +33,9 @@ pub(super) fn run(front: &Front<'_>, verb: &str, call: TmCall) -> Result<String>
         TmCall::SnapDelete(c) => of.on(&c.disk, c.object, What::SnapDelete { snapshot: c.snapshot.into() }),
         TmCall::Resize(c) => of.on(&c.disk, c.object, What::Resize { size_mib: c.size.as_mib_up() }),
         TmCall::Mv(c) => of.mv(verb, c),
-        TmCall::Premigrate(m) | TmCall::Postmigrate(m) => of.stays(&m),
-        // Nothing was done.
-        TmCall::Failmigrate(_) => Ok(String::new()),
+        TmCall::Premigrate(m) => of.premigrate(&m),
+        TmCall::Postmigrate(m) => of.postmigrate(&m),
+        TmCall::Failmigrate(m) => of.failmigrate(&m),
         TmCall::SnapCreateLive(c) => {
             let vm = of.of.vm(c.object)?;
             let machine = of.of.machine(&vm, &c.disk)?;
@@ -62,7 +63,11 @@ fn volatile(vm: &Vm, at: &VmPath) -> Result<Volume> {
 }
 
 fn first(vm: &Vm) -> Option<Volume> {
-    vm.disks.iter().find_map(|d| Volume::parse(d.source.as_deref()?).ok())
+    Volume::parse(first_disk(vm)?.source.as_deref()?).ok()
+}
+
+fn first_disk(vm: &Vm) -> Option<&Disk> {
+    vm.disks.iter().find(|d| d.source.as_deref().is_some_and(|s| Volume::parse(s).is_ok()))
 }
 
 /// The volume that a disk of the VM is.
@@ -103,12 +108,12 @@ impl Lvm<'_> {
         self.of.look_at(&c.to, c.object, disk)?;
         let size_mib = disk.size.map(crate::sys::Bytes::as_mib_up);
         let v = Volume::disk(image.ds, c.to.dir.vm, id);
-        self.ask(&c.to, &v, What::Clone { image: image.source(), size_mib })
+        let (image, thin) = (image.source(), disk.lvm_thin_enable);
+        self.ask(&c.to, &v, What::Clone { image, size_mib, thin })
     }
 
     fn mkimage(&self, c: &Mkimage) -> Result<String> {
         let vm = self.of.vm(c.object)?;
-        let v = volatile(&vm, &c.disk)?;
         // Older cores give the file system in place of the format.
         let is_format = ["raw", "qcow2", "swap"].contains(&c.format.as_str());
         let disk = vm.need_disk(c.disk.disk_id().unwrap_or_default())?;
@@ -117,7 +122,20 @@ impl Lvm<'_> {
         } else {
             ("raw".to_owned(), Some(c.format.clone()))
         };
-        self.ask(&c.disk, &v, What::Make { size_mib: c.size.as_mib_up(), format, fs })
+        self.make(&vm, &c.disk, c.size, (format, fs))
+    }
+
+    fn make(
+        &self,
+        vm: &Vm,
+        at: &VmPath,
+        size: Bytes,
+        (format, fs): (String, Option<String>),
+    ) -> Result<String> {
+        let own = vm.disks.iter().find(|d| Some(d.id) == at.disk_id());
+        // Its own datastore may say nothing of that group.
+        let thin = own.into_iter().chain(first_disk(vm)).all(|d| d.lvm_thin_enable);
+        self.ask(at, &volatile(vm, at)?, What::Make { size_mib: size.as_mib_up(), format, fs, thin })
     }
 
     fn mvds(&self, c: &Mvds) -> Result<String> {
@@ -156,20 +174,97 @@ impl Lvm<'_> {
         self.front.ask(&on_host(&c.at), &op)
     }
 
-    /// Two hosts that have one pool active destroy it, and a VM that moves while it runs is on two.
-    fn stays(&self, m: &Migrate) -> Result<String> {
+    /// The source lets the destination have its volumes, too, which then has them; nobody can do anything else with
+    /// them until one of the two gives them up. Neither does one of the machine's while it may write.
+    fn premigrate(&self, m: &Migrate) -> Result<String> {
         if m.from == m.to {
             return Ok(String::new());
         }
         let vm = self.of.vm(m.object)?;
-        let all: Vec<String> = disks(&vm).iter().map(|(id, v)| format!("disk {id} is {v}")).collect();
-        let text = format!(
-            "VM {} does not move while it runs: a volume is on one host at a time ({}); power it off or suspend it, and \
-             migrate it then; nothing was changed",
-            vm.id,
-            all.join(", ")
-        );
-        Err(refuse(Class::Unsupported, text))
+        let all = disks(&vm);
+        let (from, to) = ends(m);
+        let lent = self.each(&from, &all, &What::Lend);
+        let is_lent = lent.is_ok();
+        let done = lent
+            .and_then(|_| self.copy(m))
+            .and_then(|()| self.each(&to, &all, &What::Borrow))
+            .and_then(|_| migrate::others(self.front, m));
+        let Err(e) = done else { return Ok(String::new()) };
+        let undone = if is_lent { self.undo(m, &all) } else { self.each(&from, &all, &What::Keep).map(drop) };
+        if let Err(e) = undone {
+            (self.front.warn)(&format!("what was prepared for the migration is not undone: {e:#}"));
+        }
+        Err(e)
+    }
+
+    /// The machine is at the destination.
+    fn postmigrate(&self, m: &Migrate) -> Result<String> {
+        if m.from == m.to {
+            return Ok(String::new());
+        }
+        let others = migrate::others(self.front, m);
+        let vm = self.of.vm(m.object)?;
+        self.each(&ends(m).0, &disks(&vm), &What::Release)?;
+        self.drop_dir(m, &m.from)?;
+        others.map(|()| String::new())
+    }
+
+    /// The machine stayed, or the destination would not give up what it has open.
+    fn failmigrate(&self, m: &Migrate) -> Result<String> {
+        if m.from == m.to {
+            return Ok(String::new());
+        }
+        let others = migrate::others(self.front, m);
+        let vm = self.of.vm(m.object)?;
+        self.undo(m, &disks(&vm))?;
+        others.map(|()| String::new())
+    }
+
+    fn undo(&self, m: &Migrate, all: &[(u32, Volume)]) -> Result<()> {
+        let (from, to) = ends(m);
+        // A destination that is dead needs not answer.
+        let gone = self.each(&to, all, &What::Release);
+        let kept = self.each(&from, all, &What::Keep);
+        gone.and(kept)?;
+        self.drop_dir(m, &m.to)
+    }
+
+    /// The VM's directory goes along: its context, which the machine has open. Where another driver has the system
+    /// datastore, that one sees to it.
+    fn copy(&self, m: &Migrate) -> Result<()> {
+        let (from, to) = ends(m);
+        if m.caller.is_some() {
+            return Ok(());
+        }
+        let (mut a, mut b) = reach_both(self.front, (on_host(&from), on_host(&to)), Bytes(0))?;
+        if a.is_machine(&b) != Some(false) {
+            let text = format!("{} and {} are one machine, or cannot be told apart", m.from, m.to);
+            return Err(refuse(Class::Remote, text));
+        }
+        if is_shared(self.front, &mut a, &mut b, &text(&m.dir.dir.datastore()))? {
+            return Ok(());
+        }
+        let dir = text(&m.dir.dir.path());
+        let what = Sent::Vm { dir: dir.clone(), to: dir.clone(), runs: true };
+        let into = Op::Receive(op::Receive { into: op::Into::Vm { dir } });
+        transfer(self.front, (&mut a, what), (&mut b, into)).map(drop)
+    }
+
+    /// The host that has the machine no more needs its directory no more, unless it is the other one's, too.
+    fn drop_dir(&self, m: &Migrate, host: &HostName) -> Result<()> {
+        let (from, to) = ends(m);
+        let (own, other) = if *host == m.from { (&from, &to) } else { (&to, &from) };
+        if m.caller.is_some() {
+            return Ok(());
+        }
+        let (mut a, mut b) = reach_both(self.front, (on_host(own), on_host(other)), Bytes(0))?;
+        let one = a.is_machine(&b) != Some(false);
+        if one || is_shared(self.front, &mut a, &mut b, &text(&m.dir.dir.datastore()))? {
+            return Ok(());
+        }
+        drop(b);
+        let path = text(&m.dir.dir.path());
+        self.front.ask_over(a, &Op::Delete(op::Delete { path })).map(drop)
     }
 
     /// A disk goes with its directory. Its volume is where it was: one host lets go of it, then the other has it.
@@ -218,6 +313,12 @@ impl Lvm<'_> {
         }
         Ok(String::new())
     }
+}
+
+/// The VM's directory at the source and at the destination.
+fn ends(m: &Migrate) -> (VmPath, VmPath) {
+    let on = |host: &HostName| VmPath { host: Some(host.clone()), ..m.dir.clone() };
+    (on(&m.from), on(&m.to))
 }
 
 /// The VM's disks that are volumes.

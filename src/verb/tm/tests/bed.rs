@@ -344,9 +344,14 @@ impl Bed {
 
     /// Holds a file as a running qemu does.
     pub fn hold(&self, rel: &str) -> std::fs::File {
+        self.hold_at(rel, 100)
+    }
+
+    /// The same, with this byte of those by which it says what it does.
+    pub fn hold_at(&self, rel: &str, byte: u64) -> std::fs::File {
         use std::os::fd::AsFd as _;
         let f = std::fs::File::options().read(true).write(true).open(self.at(rel)).unwrap();
-        assert!(crate::sys::ofd::try_lock(f.as_fd(), 100, false).unwrap());
+        assert!(crate::sys::ofd::try_lock(f.as_fd(), byte, false).unwrap());
         f
     }
 }

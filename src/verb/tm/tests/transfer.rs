@@ -27,7 +27,10 @@ pub fn into_image(bed: &Bed, path: &str, format: DiskFormat) -> op::Into {
 }
 
 pub fn vm(bed: &Bed) -> (op::What, op::Into) {
-    (op::What::Vm { dir: bed.text("101/7"), to: bed.text("102/7") }, op::Into::Vm { dir: bed.text("102/7") })
+    (
+        op::What::Vm { dir: bed.text("101/7"), to: bed.text("102/7"), runs: false },
+        op::Into::Vm { dir: bed.text("102/7") },
+    )
 }
 
 fn moves(bed: &Bed) -> Done {
@@ -216,6 +219,32 @@ fn meet(bed: &Bed, a: &str, b: &str) -> (op::Met, op::Met) {
     })
 }
 
+/// Its context goes along, which it has open; a disk that it writes to does not.
+#[test]
+fn the_directory_of_a_machine_that_runs_goes_while_it_only_reads_there() {
+    let bed = Bed::new();
+    with_snapshot(&bed, Raw);
+    let go = |runs| {
+        let what = op::What::Vm { dir: bed.text("101/7"), to: bed.text("102/7"), runs };
+        transfer(&bed, what, op::Into::Vm { dir: bed.text("102/7") }, NEVER)
+    };
+    let (disk, before) = ("101/7/disk.0", bed.view());
+    let refused = |runs| {
+        assert_eq!(class_of(&go(runs).sent.unwrap_err()), Class::InUse, "{runs}");
+        bed.sound();
+        assert_eq!(bed.view(), before);
+    };
+    let writes = bed.hold_at(disk, 101);
+    refused(true);
+    bed.let_go(writes, disk);
+    let reads = bed.hold(disk);
+    refused(false);
+    go(true).ok();
+    bed.let_go(reads, disk);
+    let of = |vm| keys(&bed, vm).iter().map(|k| k[vm.len()..].to_owned()).collect::<Vec<_>>();
+    assert!(of("101/7/") == of("102/7/") && !of("102/7/").is_empty(), "{:?}", bed.view());
+}
+
 /// Red team 1.1.
 #[test]
 fn one_storage_is_told_from_two() {
@@ -228,7 +257,7 @@ fn one_storage_is_told_from_two() {
     bed.collect();
     // A datastore is no destination of itself, even when nobody looked.
     let before = bed.view();
-    let what = op::What::Vm { dir: bed.text("101/7"), to: bed.text("101/8") };
+    let what = op::What::Vm { dir: bed.text("101/7"), to: bed.text("101/8"), runs: false };
     let done = transfer(&bed, what, op::Into::Vm { dir: bed.text("101/8") }, NEVER);
     assert_eq!(class_of(&done.received.unwrap_err()), Class::Refused);
     assert_eq!(class_of(&done.sent.unwrap_err()), Class::Remote);

@@ -26,7 +26,11 @@ fn image(b: &Bed, what: What) -> Op {
 }
 
 fn clone(b: &Bed) -> Op {
-    own(b, What::Clone { image: "vg-one-100/img-one-4".into(), size_mib: Some(2) })
+    own(b, What::Clone { image: "vg-one-100/img-one-4".into(), size_mib: Some(2), thin: true })
+}
+
+fn thick(b: &Bed) -> Op {
+    own(b, What::Clone { image: "vg-one-100/img-one-4".into(), size_mib: Some(2), thin: false })
 }
 
 fn snapshot(b: &Bed, snapshot: i64) -> Op {
@@ -78,7 +82,7 @@ fn snapshots(b: &Bed) {
 
 fn two_disks(b: &Bed) {
     snapshots(b);
-    b.ok(&on(b, 1, "vm-one-7-1", What::Make { size_mib: 1, format: "raw".into(), fs: None }));
+    b.ok(&on(b, 1, "vm-one-7-1", What::Make { size_mib: 1, format: "raw".into(), fs: None, thin: true }));
 }
 
 /// Without its link a volume of the VM is there for nobody: a repeat or the VM's end takes it.
@@ -102,7 +106,7 @@ pub(super) fn scenes() -> Vec<Scene> {
         two("clone on volumes", images, clone),
         two("clone on volumes over a disk with snapshots", snapshots, clone),
         two("mkimage on volumes", images, |b| {
-            own(b, What::Make { size_mib: 1, format: "raw".into(), fs: None })
+            own(b, What::Make { size_mib: 1, format: "raw".into(), fs: None, thin: true })
         }),
         scene("ln on volumes", true, images, |b| image(b, What::Link)),
         scene("mvds on volumes", true, linked, |b| image(b, What::Store)),
@@ -114,6 +118,11 @@ pub(super) fn scenes() -> Vec<Scene> {
         }),
         scene("release on volumes", true, snapshots, |b| own(b, What::Release)),
         scene("release a persistent disk on volumes", true, linked, |b| image(b, What::Release)),
+        two("clone thick on volumes", images, thick),
+        two("clone thick on volumes over a thin disk", snapshots, thick),
+        scene("lend a volume", true, images, |b| on(b, 0, "img-one-4", What::Lend)),
+        scene("borrow a volume", true, images, |b| on(b, 0, "img-one-4", What::Borrow)),
+        scene("keep a volume", true, images, |b| on(b, 0, "img-one-4", What::Keep)),
         two("delete a disk on volumes", snapshots, |b| own(b, What::Delete)),
         two("delete one of two disks on volumes", two_disks, |b| own(b, What::Delete)),
         scene("delete a persistent disk on volumes", true, linked, |b| image(b, What::Delete)),
@@ -173,7 +182,7 @@ fn many_disks_of_one_image_are_made_at_once() {
     let wanted: Vec<(u32, u32)> = (0..4).flat_map(|vm| (0..3).map(move |disk| (vm, disk))).collect();
     std::thread::scope(|s| {
         for (vm, disk) in &wanted {
-            let what = What::Clone { image: "vg-one-100/img-one-4".into(), size_mib: None };
+            let what = What::Clone { image: "vg-one-100/img-one-4".into(), size_mib: None, thin: true };
             let (b, path) = (&b, b.text(&format!("101/{vm}/disk.{disk}")));
             let volume = format!("vg-one-100/vm-one-{vm}-{disk}");
             s.spawn(move || b.ok(&Op::OnVolume(OnVolume { disk: path, volume, what })));
@@ -224,8 +233,24 @@ fn what_is_another_disk_s_or_cannot_be_is_refused() {
     refused(&own(&b, What::SnapRevert { snapshot: 7 }), Class::NotFound);
     refused(&on(&b, 0, "img-one-4", What::Resize { size_mib: 9 }), Class::Unsupported);
     refused(&on(&b, 0, "img-one-4", What::SnapCreate { snapshot: 0 }), Class::Unsupported);
-    refused(&own(&b, What::Clone { image: "vg-one-101/img-one-4".into(), size_mib: None }), Class::Refused);
-    refused(&own(&b, What::Clone { image: "vg-one-100/img-one-1".into(), size_mib: None }), Class::NotFound);
+    refused(
+        &own(&b, What::Clone { image: "vg-one-101/img-one-4".into(), size_mib: None, thin: true }),
+        Class::Refused,
+    );
+    refused(
+        &own(&b, What::Clone { image: "vg-one-100/img-one-1".into(), size_mib: None, thin: true }),
+        Class::NotFound,
+    );
+    b.ok(&own(&b, What::Keep));
+    for what in [What::Lend, What::Borrow] {
+        let text = refused(&own(&b, what), Class::Unsupported);
+        assert!(text.contains("LVM_THIN_ENABLE") && text.contains("nothing was changed"), "{text}");
+    }
+    // Beside disks in the VM's pool.
+    b.ok(&on(&b, 2, "vm-one-7-2", What::Make { size_mib: 1, format: "raw".into(), fs: None, thin: false }));
+    refused(&on(&b, 2, "vm-one-7-2", What::SnapCreate { snapshot: 0 }), Class::Unsupported);
+    refused(&on(&b, 2, "vm-one-7-2", What::Resize { size_mib: 9 }), Class::Unsupported);
+    b.ok(&on(&b, 2, "vm-one-7-2", What::Lend));
     let none = JobId::generate();
     assert!(b.with_peer(none, &on(&b, 3, "img-one-1", What::Link), None).is_err());
 }

@@ -16,7 +16,7 @@ fn mib(n: u64) -> Result<Bytes> {
     Bytes::mib(n).ok_or_else(|| refuse(Class::Usage, format!("a disk of {n} MiB is not possible")))
 }
 
-pub(super) fn clone(d: &Disk<'_>, image: &str, size_mib: Option<u64>) -> Result<()> {
+pub(super) fn clone(d: &Disk<'_>, image: &str, size_mib: Option<u64>, thin: bool) -> Result<()> {
     if d.tm.recorded(&d.at.domain)? {
         return d.show();
     }
@@ -26,7 +26,7 @@ pub(super) fn clone(d: &Disk<'_>, image: &str, size_mib: Option<u64>) -> Result<
     d.g.not_in_use(&d.g.parts(&d.v)?)?;
     let size = d.g.there(&image)?.size.max(mib(size_mib.unwrap_or(0))?);
     let mut work = d.g.begin(&d.v)?;
-    let staged = d.g.thin(&mut work, &volumes, &d.v, size)?;
+    let staged = d.g.stage(&mut work, &volumes, &d.v, size, thin)?;
     d.g.pour(&name(&image)?, &staged.slab)?;
     publish(d, work, staged)
 }
@@ -38,7 +38,12 @@ pub(super) fn link(d: &Disk<'_>) -> Result<()> {
     d.show()
 }
 
-pub(super) fn blank(d: &Disk<'_>, size_mib: u64, format: &str, fs: Option<&str>) -> Result<()> {
+pub(super) fn blank(
+    d: &Disk<'_>,
+    size_mib: u64,
+    (format, fs): (&str, Option<&str>),
+    thin: bool,
+) -> Result<()> {
     // A volume has no format of its own.
     let plan = Blank::plan(d.tm.ctx, if format == "swap" { format } else { "raw" }, fs)?;
     if d.tm.recorded(&d.at.domain)? {
@@ -48,7 +53,7 @@ pub(super) fn blank(d: &Disk<'_>, size_mib: u64, format: &str, fs: Option<&str>)
     let _disk = d.tm.lease(&d.at, Mode::Exclusive)?;
     d.g.not_in_use(&d.g.parts(&d.v)?)?;
     let mut work = d.g.begin(&d.v)?;
-    let staged = d.g.thin(&mut work, &volumes, &d.v, mib(size_mib)?)?;
+    let staged = d.g.stage(&mut work, &volumes, &d.v, mib(size_mib)?, thin)?;
     plan.fill(d.tm.ctx, d.tm.job, &work, &staged.slab)?;
     publish(d, work, staged)
 }

@@ -1,5 +1,5 @@
 //! Disks on volume groups (contract 3.7): a persistent one is its image's volume, any other a thin volume in
-//! the VM's pool in the image's group, each by its own datastore (D24). `disk.<n>` leads to the device. The
+//! the VM's pool in the image's group, or a thick one, each by its own datastore (D24). `disk.<n>` leads to the device. The
 //! volume is published first, then the link decides; a removal goes the other way, so that no link leads
 //! nowhere. Nothing here happens under a name alone: what is removed is what this disk's name says.
 
@@ -9,7 +9,7 @@ mod snap;
 use super::op::{self, Delete, Machine};
 use super::place::Spot;
 use super::{At, DiskFormat, Tm, delete, live};
-use crate::engine::{Name, Spec};
+use crate::engine::{Handover, Name, Spec};
 use crate::lock::Mode;
 use crate::one::Volume;
 use crate::sdm::work::Slab;
@@ -36,11 +36,11 @@ pub struct OnVolume {
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum What {
     /// A copy of an image. *Again*.
-    Clone { image: String, size_mib: Option<u64> },
+    Clone { image: String, size_mib: Option<u64>, thin: bool },
     /// The image itself. *State*.
     Link,
     /// An empty disk. *Again*.
-    Make { size_mib: u64, format: String, fs: Option<String> },
+    Make { size_mib: u64, format: String, fs: Option<String>, thin: bool },
     /// The image has it all already; the link goes, and the device. *State*.
     Store,
     /// The disk, or a snapshot of it, becomes the content of an image. *Again*.
@@ -49,6 +49,12 @@ pub enum What {
     SaveLive { target: String, machine: Machine },
     /// This host has its device no longer: another one is to have it. The link stays. *State*.
     Release,
+    /// Its machine goes to another host while it runs, which may have the device, too, from here on. *State*.
+    Lend,
+    /// This host has the device, too, and the link. *State*.
+    Borrow,
+    /// Its machine stays: this host has the device alone. *State*.
+    Keep,
     /// The link goes, and a volume that is the VM's own. *State*.
     Delete,
     /// *Again*.
@@ -91,13 +97,18 @@ pub(super) fn run(tm: &Tm<'_>, op: &OnVolume) -> Result<()> {
     let g = Group::open(tm.ctx, tm.job, v.ds)?;
     let disk = Disk { tm, at, v, g };
     match &op.what {
-        What::Clone { image, size_mib } => make::clone(&disk, image, *size_mib),
+        What::Clone { image, size_mib, thin } => make::clone(&disk, image, *size_mib, *thin),
         What::Link => make::link(&disk),
-        What::Make { size_mib, format, fs } => make::blank(&disk, *size_mib, format, fs.as_deref()),
+        What::Make { size_mib, format, fs, thin } => {
+            make::blank(&disk, *size_mib, (format, fs.as_deref()), *thin)
+        }
         What::Store => disk.store(),
         What::Save { snapshot, target } => make::save(&disk, *snapshot, target),
         What::SaveLive { target, machine } => make::save_live(&disk, target, machine),
         What::Release => disk.release(),
+        What::Lend => disk.hand_over(Handover::Lend),
+        What::Borrow => disk.borrow(),
+        What::Keep => disk.hand_over(Handover::Keep),
         What::Delete => disk.delete(),
         What::SnapCreate { snapshot } => snap::create(&disk, *snapshot, None),
         What::SnapCreateLive { snapshot, machine } => snap::create(&disk, *snapshot, Some(machine)),
@@ -180,6 +191,19 @@ impl Disk<'_> {
         };
         self.tm.ready()?;
         self.g.release(&all)
+    }
+
+    fn hand_over(&self, step: Handover) -> Result<()> {
+        let _volume = self.g.lease(&[(&self.v, Mode::Exclusive)])?;
+        self.tm.ready()?;
+        self.g.hand_over(&self.v, step)
+    }
+
+    fn borrow(&self) -> Result<()> {
+        let _volume = self.g.lease(&[(&self.v, Mode::Exclusive)])?;
+        let _disk = self.tm.lease(&self.at, Mode::Exclusive)?;
+        self.g.hand_over(&self.v, Handover::Borrow)?;
+        self.show()
     }
 
     fn delete(&self) -> Result<()> {

@@ -6,7 +6,7 @@ use crate::engine::{Name, Place, Spec};
 use crate::lock::{Mode, SlabLease};
 use crate::sdm::remove;
 use crate::sys::{Bytes, Class};
-use crate::verb::group::{name, pool};
+use crate::verb::group::name;
 use crate::verb::refuse;
 use anyhow::Result;
 
@@ -23,10 +23,10 @@ fn leased(d: &Disk<'_>, idle: bool) -> Result<Vec<SlabLease>> {
 /// Refuses a volume that lies in none.
 pub(super) fn in_pool(d: &Disk<'_>) -> Result<()> {
     d.g.there(&d.v)?;
-    if d.g.look(&pool(&d.v)?)?.is_none() {
+    if !d.g.is_thin(&d.v)? {
         let text = format!(
-            "{} is a thick volume, which has no snapshots and keeps its size; an image that is persistent when it is \
-             made is a thin one",
+            "{} is a thick volume, which has no snapshots and keeps its size; thin are an image that is persistent when \
+             it is made and a VM's own disk, unless LVM_THIN_ENABLE says NO then",
             d.v
         );
         return Err(refuse(Class::Unsupported, text));
