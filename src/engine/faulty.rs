@@ -125,6 +125,7 @@ impl<E: Engine> Engine for Faulty<E> {
         create(owner: &OwnerLease, n: u32, spec: &Spec) -> Result<Object>;
         adopt(owner: &OwnerLease, n: u32, name: &Name) -> Result<Object>;
         flush(owner: &OwnerLease, n: u32) -> Result<()>;
+        append(lease: &SlabLease, owner: &OwnerLease, n: u32, to: &Place) -> Result<()>;
         end(owner: &OwnerLease) -> Result<()>;
         put_record(owner: &OwnerLease, record: Record, bytes: &[u8]) -> Result<()>;
         purge(owner: &OwnerLease, grave: &Grave) -> Result<()>;

@@ -368,6 +368,20 @@ impl Engine for MemEngine {
         self.change(Effect::Sync, &key(&Place::Staged(owner.job(), n)), |_| Ok(()))
     }
 
+    fn append(&self, _lease: &SlabLease, owner: &OwnerLease, n: u32, to: &Place) -> Result<()> {
+        let at = Place::Staged(owner.job(), n);
+        let taken = self.change(Effect::Unlink, &key(&at), |s| {
+            let taken = s.take(&key(&at)).pop().and_then(|(_, node)| node.slab);
+            taken.ok_or_else(|| EngineError::Absent(at.to_string()))
+        })?;
+        let more = taken.metadata().map_err(io_error(&at))?.len();
+        self.change(Effect::Truncate, &key(to), |s| {
+            let slab = s.node(to)?.slab.clone().ok_or_else(|| EngineError::Absent(to.to_string()))?;
+            let now = slab.metadata().map_err(io_error(to))?.len();
+            slab.set_len(now + more).map_err(io_error(to))
+        })
+    }
+
     fn resize(&self, _lease: &SlabLease, at: &Place, to: Bytes) -> Result<()> {
         self.change(Effect::Truncate, &key(at), |s| {
             let slab = s.node(at)?.slab.clone();

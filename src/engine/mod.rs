@@ -459,6 +459,11 @@ pub trait Engine: Debug + Send + Sync {
     fn flush(&self, owner: &OwnerLease, n: u32) -> Result<()>;
     /// Grows or shrinks a slab, in place; new bytes read zero where new slabs do.
     fn resize(&self, lease: &SlabLease, at: &Place, to: Bytes) -> Result<()>;
+    /// Grows a public slab by the owner's slab `n`, which is part of it then; for engines whose new bytes do not read
+    /// zero. Cut off, the public slab is what it was, and the other one may be gone.
+    fn append(&self, _lease: &SlabLease, _owner: &OwnerLease, _n: u32, _to: &Place) -> Result<()> {
+        Err(EngineError::Unsupported { engine: self.name(), what: "grow a slab by another" })
+    }
     /// Removes the owner's staging area: content, then records, then the area.
     fn end(&self, owner: &OwnerLease) -> Result<()>;
 

@@ -6,7 +6,7 @@ use super::record::{self, Commit, FORMAT, Intent, Step, Undo};
 use super::{Domain, Job, Result, SdmError, settle};
 use crate::data;
 use crate::engine::{Access, Engine, EngineError, Grave, Identity, Name, Object, Part, Place, Record, Spec};
-use crate::lock::{self, DomainLock, JobId, LockError, OwnerLease};
+use crate::lock::{self, DomainLock, JobId, LockError, OwnerLease, SlabLease};
 use crate::sys::effect::{self, bug, only_looks};
 use crate::sys::{Bytes, fs};
 use base64::Engine as _;
@@ -200,6 +200,15 @@ impl<'a> Work<'a> {
         });
         slab.file = Some(self.unless_fenced(file)?);
         Ok(slab)
+    }
+
+    /// A public slab becomes larger by one that was staged, and flushed.
+    pub fn append(&self, slab: Slab, to: &Name, lease: &SlabLease) -> Result<()> {
+        let n = slab.n;
+        // A device that is open cannot go.
+        drop(slab);
+        let done = self.domain.engine.append(lease, &self.owner, n, &Place::Public(to.clone()));
+        self.unless_fenced(done)
     }
 
     /// Space for slabs of this job, and later for others.

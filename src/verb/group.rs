@@ -107,12 +107,17 @@ impl<'a> Group<'a> {
 
     /// Refuses when another host has one of these, or a machine of this host has it open.
     pub fn not_in_use(&self, names: &[Name]) -> Result<()> {
+        self.not_elsewhere(names)?;
+        let active: Vec<Name> = names.iter().filter(|n| self.is_active(n)).cloned().collect();
+        hold::not_in_use(&self.domain, &active)
+    }
+
+    fn not_elsewhere(&self, names: &[Name]) -> Result<()> {
         if let Some((name, by)) = self.domain.engine.used_elsewhere(names)? {
             let text = format!("{name} belongs to a VM on {by}; power it off or detach the image first");
             return Err(refuse(Class::InUse, text));
         }
-        let active: Vec<Name> = names.iter().filter(|n| self.is_active(n)).cloned().collect();
-        hold::not_in_use(&self.domain, &active)
+        Ok(())
     }
 
     /// Whether a volume has a device here; of others no machine here can be a user.
@@ -303,6 +308,29 @@ impl<'a> Group<'a> {
         }
         if let Some(lease) = leases.first().filter(|_| need > now) {
             self.domain.engine.resize(lease, &Place::Public(pool), Bytes(need))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a thick volume larger, by a part that reads zero before it is one.
+    pub fn grow(
+        &self,
+        leases: &[SlabLease],
+        v: &Volume,
+        size: Bytes,
+        ready: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let (name, now) = (name(v)?, self.there(v)?.size);
+        self.not_elsewhere(std::slice::from_ref(&name))?;
+        let mut work = self.begin(v)?;
+        let part = Self::thick(&mut work, Bytes(size.0.saturating_sub(now.0)))?.slab;
+        self.flush(&work, &part, v)?;
+        ready()?;
+        if let Some(plan) = &self.job.jobs.plan {
+            return Ok(plan.grows(&self.domain, &name, size)?);
+        }
+        if let Some(lease) = leases.first() {
+            work.append(part, &name, lease)?;
         }
         Ok(())
     }

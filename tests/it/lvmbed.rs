@@ -71,6 +71,8 @@ pub fn root(words: &[&str]) -> String {
 pub enum Call {
     Ds(&'static str, &'static str),
     Tm(&'static str, &'static [&'static str]),
+    /// The same of a VM whose disks are to lie in no pool.
+    Thick(&'static str, &'static [&'static str]),
     /// A guest writes to this disk of the VM's.
     Write(u32),
 }
@@ -204,14 +206,17 @@ impl Bed {
                 c.arg("7");
                 (c, self.h.message(image))
             }
-            Call::Tm(verb, args) => {
+            Call::Tm(verb, args) | Call::Thick(verb, args) => {
                 let mut c = command(format!("tm/lvm/{verb}"));
                 let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
                 let at = |ds| self.stores().join(ds).join("7").display().to_string();
                 let there = format!("{}:{}", host.trim(), at("102"));
                 let dir = format!("localhost:{}", at("101"));
                 c.args(args.iter().map(|a| a.replace("THERE", &there).replace("DIR", &dir)));
-                c.env("ONESDM_VM_XML", VM.replace("<SIZE>8<", "<SIZE>3<"));
+                let vm = VM.replace("<SIZE>8<", "<SIZE>3<");
+                let thick = "<LVM_THIN_ENABLE>NO</LVM_THIN_ENABLE></DISK>";
+                let is_thick = matches!(call, Call::Thick(..));
+                c.env("ONESDM_VM_XML", if is_thick { vm.replace("</DISK>", thick) } else { vm });
                 (c, String::new())
             }
             Call::Write(_) => panic!("a guest's, not a driver's"),

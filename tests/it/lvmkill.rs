@@ -8,7 +8,7 @@
 use crate::lvmbed::{BEFORE, Bed, Call, View, awake};
 use crate::power::Random;
 use crate::{bed, vm};
-use Call::{Ds, Tm, Write};
+use Call::{Ds, Thick, Tm, Write};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,9 @@ const fn scene(name: &'static str, before: &'static [Call], call: Call) -> Scene
     Scene { name, before, call }
 }
 
-pub const SCENES: [Scene; 26] = [
+const THICK: Call = Thick("clone", &["fe:vg-one-100/img-one-1", "DIR/disk.0", "7", "100"]);
+
+pub const SCENES: [Scene; 28] = [
     scene("cp", &[], Ds("cp", "<ID>5</ID><SIZE>2</SIZE><PATH>DIR/one.raw</PATH>")),
     scene(
         "cp thin",
@@ -62,6 +64,8 @@ pub const SCENES: [Scene; 26] = [
     scene("tm snap_delete", &[CLONE, SNAP], Tm("snap_delete", &["DIR/disk.0", "0", "7", "100"])),
     scene("tm cpds", &[CLONE], Tm("cpds", &["DIR/disk.0", "vg-one-100/img-one-9", "-1", "7", "100"])),
     scene("tm resize", &[CLONE], GROW),
+    scene("tm clone, thick", &[CLONE, SNAP], THICK),
+    scene("tm resize, thick", &[THICK, Write(0)], Thick("resize", &["DIR/disk.0", "5", "7", "100"])),
     scene("tm mv", &[CLONE, LINK], OFF),
     scene("tm mvds", &[LINK], STORE),
     scene("tm delete", &[CLONE, SNAP, SWAP], Tm("delete", &["DIR/disk.0", "7", "100"])),

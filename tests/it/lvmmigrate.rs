@@ -296,8 +296,13 @@ fn destination(here: &Here) {
     assert!((theirs..=theirs + 1).contains(&counted), "{theirs} {counted}");
     let machine = Machine::on(&vm.disks);
     drop(incoming);
+    let grow = ("resize", ["DIR/disk.0", "12", "1", "100"]);
+    let (status, text) = here.h.tm_of((1, &vm.document.1), grow.0, &grow.1);
+    assert!(status == 9 && text.contains("host 1"), "{status} {text}");
     meet.say(5);
     meet.at(6);
+    here.tm(&vm.document, grow.0, &grow.1);
+    assert_eq!(vm.open()[0].size().unwrap(), 12 << 20);
     machine.goes_on();
     meet.at(7);
     while meet.of(1) != 8 {

@@ -103,7 +103,7 @@ fn wrong(plan: &Value, call: Call, done: &Ended, free: u64) -> Vec<String> {
         let now = of_group(&pool["name"]).and_then(|n| volumes.get(&n).copied());
         check(pool["then"].as_u64() == now, format!("a pool of {now:?}"));
     }
-    let (Call::Ds(verb, _) | Call::Tm(verb, _)) = call else { return wrong };
+    let (Call::Ds(verb, _) | Call::Tm(verb, _) | Call::Thick(verb, _)) = call else { return wrong };
     let moves = ["cp", "clone", "cpds"].contains(&verb);
     let size = list("moves").first().and_then(|m| m["size"].as_u64());
     check(moves == size.is_some_and(|s| s >= 1 << 20), format!("moves {size:?}"));
@@ -128,7 +128,7 @@ fn plans_inside() {
         }
         let (role, verb) = match scene.call {
             Call::Ds(verb, _) => ("datastore", verb),
-            Call::Tm(verb, _) => ("tm", verb),
+            Call::Tm(verb, _) | Call::Thick(verb, _) => ("tm", verb),
             Call::Write(_) => continue,
         };
         if !can_be_planned(role, verb) {

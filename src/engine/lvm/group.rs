@@ -52,6 +52,12 @@ pub(super) enum Change {
         to: Bytes,
         pool: bool,
     },
+    /// Grows a volume onto these extents, and no others.
+    Append {
+        volume: String,
+        to: Bytes,
+        extents: Vec<String>,
+    },
     Remove {
         volume: String,
         thin: bool,
@@ -228,6 +234,13 @@ impl Group {
         Err(EngineError::Absent(format!("volume group {}", self.name)))
     }
 
+    /// Where a thick volume lies: `<device>:<first>-<last>` for each of its parts.
+    pub(super) fn extents(&self, volume: &str) -> Result<Vec<String>> {
+        let json = self.run(Tool::Lvs, &self.all_words(&self.query(view::EXTENTS)), None, (true, true))?;
+        view::extents(&json, volume)
+            .map_err(|why| EngineError::Damaged { what: format!("the report on {}", self.name), why })
+    }
+
     /// A change of metadata, which nobody else may make before this one is made, even if we die meanwhile.
     pub(super) fn change(&self, lock: &DomainLock, change: &Change) -> Result<()> {
         let (tool, words) = self.words(change);
@@ -296,6 +309,13 @@ impl Group {
                 say(if to > from { &[] } else { &["--force"] });
                 say(&["--size", &format!("{}b", to.0), &self.path(volume)]);
                 if to > from { Tool::LvExtend } else { Tool::LvReduce }
+            }
+            Change::Append { volume, to, extents } => {
+                say(&["--size", &format!("{}b", to.0), &self.path(volume)]);
+                for e in extents {
+                    say(&[e]);
+                }
+                Tool::LvExtend
             }
             Change::Remove { volume, .. } => {
                 say(&["--yes", &self.path(volume)]);

@@ -392,3 +392,69 @@ fn what_a_dead_job_staged_is_wiped_too_and_no_faster_than_allowed() {
     assert!(bytes(&path).iter().all(|b| *b == 0));
     assert!(sound.staged(job.owner.job()).unwrap().is_empty());
 }
+
+/// What others left on the extents is not part of what grows onto them.
+#[test]
+fn a_thick_volume_grows_by_what_reads_zero() {
+    let (bed, locks) = (Bed::new(120 << 20), mem());
+    let e = domain(&bed, &locks);
+    let job = Job::new(&e, &locks);
+    let slab =
+        lock::slab_leases(&*locks, &[("a", lock::Mode::Exclusive)], Duration::ZERO, &Cancel::default());
+    let slab = &slab.unwrap()[0];
+    let staged = |n: u32, mib: u64, fill: u8| {
+        e.create(&job.owner, n, &Spec::File(Bytes(mib << 20))).unwrap();
+        let path = e.attach(&Place::Staged(job.owner.job(), n), Access::Write).unwrap().path;
+        std::fs::write(path, vec![fill; usize::try_from(mib << 20).unwrap()]).unwrap();
+        e.look(&Place::Staged(job.owner.job(), n)).unwrap().unwrap().id
+    };
+    // Something lies behind it, and behind that what somebody left.
+    for (n, name) in [(0, "a"), (1, "b"), (2, "c")] {
+        let id = staged(n, 2, b'a' + u8::try_from(n).unwrap());
+        e.publish(&job.lock(), job.owner.job(), n, id, &self::name(name)).unwrap();
+    }
+    let of = |name: &str| e.look(&public(name)).unwrap().map(|o| o.size.0 >> 20);
+    let id = e.look(&public("c")).unwrap().unwrap().id;
+    e.bury(&job.lock(), &public("c"), id, &job.grave(0, false)).unwrap();
+    e.purge(&job.owner, &job.grave(0, false)).unwrap();
+    staged(3, 2, 0);
+    e.append(slab, &job.owner, 3, &public("a")).unwrap();
+    assert_eq!((of("a"), of("b"), e.staged(job.owner.job()).unwrap().len()), (Some(4), Some(2), 0));
+    let view = e.group.extents("a").unwrap();
+    assert_eq!(view.len(), 2, "around the other one: {view:?}");
+    let first = |range: &String| {
+        range.rsplit_once(':').unwrap().1.split('-').next().unwrap().parse::<usize>().unwrap()
+    };
+    let disk = std::fs::read(bed.file()).unwrap();
+    for (range, fill) in view.iter().zip([b'a', 0]) {
+        // The first megabyte is the disk's own.
+        let at = (first(range) + 1) << 20;
+        assert!(disk[at..at + (2 << 20)].iter().all(|b| *b == fill), "{range}");
+    }
+    // What is not there, or not for this.
+    let absent = e.append(slab, &job.owner, 3, &public("a"));
+    assert!(matches!(absent, Err(EngineError::Absent(_))), "{absent:?}");
+    staged(4, 1, 0);
+    let other = engine(&bed, 2, &locks).append(slab, &job.owner, 4, &public("a"));
+    assert!(matches!(other, Err(EngineError::InUse { .. })), "{other:?}");
+    assert_eq!(of("a"), Some(4));
+    // The lock goes before each change in turn: grown, or as it was, and only the part may be gone.
+    for k in 0..5 {
+        let event = Eventful {
+            locks: Arc::clone(&locks),
+            left: Arc::new(AtomicI64::new(k)),
+            event: |_| {},
+            lost: true,
+            bed: Arc::clone(&bed),
+        };
+        let n = 5 + u32::try_from(k).unwrap();
+        staged(n, 1, 0);
+        let before = of("a").unwrap();
+        let losing = engine(&bed, 1, &(Arc::new(event) as Arc<dyn LockBackend>));
+        let done = losing.append(slab, &job.owner, n, &public("a"));
+        let part = e.look(&Place::Staged(job.owner.job(), n)).unwrap().is_some();
+        let now = of("a").unwrap();
+        assert!(now == before || now == before + 1 && !part, "{k}: {done:?} {before} {now} {part}");
+        assert!(done.is_err() || now == before + 1, "{k}: {done:?}");
+    }
+}

@@ -2,6 +2,7 @@
 //! group's metadata is one LVM commit, made under the domain lock by whoever holds it: calls that are
 //! given no lock take it. `docs/format.md`, section 9.
 
+mod append;
 mod group;
 #[cfg(test)]
 mod hosts_tests;

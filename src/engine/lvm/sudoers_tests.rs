@@ -52,6 +52,11 @@ fn the_sudoers_file_allows_the_commands_we_give_and_no_others() {
             create(How::Snapshot(image.clone())),
             Change::Resize { volume: image.clone(), from: Bytes(1), to: Bytes(2), pool: false },
             Change::Resize { volume: image.clone(), from: Bytes(2), to: Bytes(1), pool: false },
+            Change::Append {
+                volume: image.clone(),
+                to: Bytes(2),
+                extents: vec!["/dev/mapper/360014-lun_1:7-9".to_owned(), "/dev/sda:1-1".to_owned()],
+            },
             Change::Remove { volume: dead.clone(), thin: false },
             Change::Device { volume: at, on: true },
             Change::Wake { volume: image.clone() },
@@ -73,7 +78,9 @@ fn the_sudoers_file_allows_the_commands_we_give_and_no_others() {
             let (tool, words) = other.words(&change);
             assert!(!may(tool, &other.all_words(&words)), "another group: {tool} {words:?}");
         }
-        for (tool, fields) in [(Tool::Lvs, view::FIELDS), (Tool::Vgs, view::GROUP_FIELDS)] {
+        for (tool, fields) in
+            [(Tool::Lvs, view::FIELDS), (Tool::Lvs, view::EXTENTS), (Tool::Vgs, view::GROUP_FIELDS)]
+        {
             assert!(may(tool, &ours.all_words(&ours.query(fields))), "{tool}");
         }
         let (tool, words) = ours.words(&Change::Remove { volume: image.clone(), thin: false });

@@ -288,6 +288,10 @@ impl Engine for LvmEngine {
         }
     }
 
+    fn append(&self, _lease: &SlabLease, owner: &OwnerLease, n: u32, to: &Place) -> Result<()> {
+        self.append_staged(owner, n, to)
+    }
+
     fn end(&self, owner: &OwnerLease) -> Result<()> {
         let lock = self.lock()?;
         let view = self.settled(&lock)?;

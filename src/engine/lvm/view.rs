@@ -30,6 +30,34 @@ pub(super) const FIELDS: &str = "lv_name,lv_uuid,lv_size,lv_tags,lv_layout,lv_ti
 /// The same of a group that has no volumes.
 pub(super) const GROUP_FIELDS: &str = "vg_uuid,vg_seqno,vg_tags,vg_extent_size,vg_size,vg_free,vg_mda_free";
 
+/// Where volumes lie, a row for each part.
+pub(super) const EXTENTS: &str = "lv_name,seg_pe_ranges";
+
+/// Of one of them.
+pub(super) fn extents(json: &[u8], volume: &str) -> std::result::Result<Vec<String>, String> {
+    #[derive(Deserialize)]
+    struct Part {
+        lv_name: String,
+        seg_pe_ranges: String,
+    }
+    #[derive(Deserialize)]
+    struct Parts {
+        lv: Vec<Part>,
+    }
+    #[derive(Deserialize)]
+    struct All {
+        report: Vec<Parts>,
+    }
+    let all: All = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    let own = all.report.into_iter().flat_map(|r| r.lv).filter(|p| p.lv_name == volume);
+    let out: Vec<String> = own.map(|p| p.seg_pe_ranges).collect();
+    let is_range = |e: &String| e.starts_with("/dev/") && !e.contains([' ', ',']);
+    if out.is_empty() || !out.iter().all(is_range) {
+        return Err(format!("{volume} lies at {out:?}"));
+    }
+    Ok(out)
+}
+
 /// A row as LVM prints it: everything is text.
 #[derive(Debug, Deserialize)]
 struct Row {

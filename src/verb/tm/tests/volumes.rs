@@ -72,6 +72,11 @@ fn linked(b: &Bed) {
     b.ok(&image(b, What::Link));
 }
 
+fn linked_thick(b: &Bed) {
+    images(b);
+    b.ok(&on(b, 0, "img-one-4", What::Link));
+}
+
 fn snapshots(b: &Bed) {
     cloned(b);
     for (n, text) in [(0, "x"), (1, "xy")] {
@@ -133,6 +138,9 @@ pub(super) fn scenes() -> Vec<Scene> {
         scene("persistent snapshot on volumes", true, linked, |b| image(b, What::SnapCreate { snapshot: 0 })),
         scene("revert on volumes", true, snapshots, |b| own(b, What::SnapRevert { snapshot: 0 })),
         scene("delete a snapshot on volumes", true, snapshots, |b| own(b, What::SnapDelete { snapshot: 0 })),
+        scene("resize a thick volume", true, linked_thick, |b| {
+            on(b, 0, "img-one-4", What::Resize { size_mib: 3 })
+        }),
         scene("resize on volumes", true, snapshots, |b| own(b, What::Resize { size_mib: 3 })),
     ]
 }
@@ -231,7 +239,6 @@ fn what_is_another_disk_s_or_cannot_be_is_refused() {
     b.publish(101, "7/disk.3", &content("X"));
     refused(&on(&b, 3, "img-one-5", What::Store), Class::Integrity);
     refused(&own(&b, What::SnapRevert { snapshot: 7 }), Class::NotFound);
-    refused(&on(&b, 0, "img-one-4", What::Resize { size_mib: 9 }), Class::Unsupported);
     refused(&on(&b, 0, "img-one-4", What::SnapCreate { snapshot: 0 }), Class::Unsupported);
     refused(
         &own(&b, What::Clone { image: "vg-one-101/img-one-4".into(), size_mib: None, thin: true }),
@@ -249,7 +256,8 @@ fn what_is_another_disk_s_or_cannot_be_is_refused() {
     // Beside disks in the VM's pool.
     b.ok(&on(&b, 2, "vm-one-7-2", What::Make { size_mib: 1, format: "raw".into(), fs: None, thin: false }));
     refused(&on(&b, 2, "vm-one-7-2", What::SnapCreate { snapshot: 0 }), Class::Unsupported);
-    refused(&on(&b, 2, "vm-one-7-2", What::Resize { size_mib: 9 }), Class::Unsupported);
+    b.ok(&on(&b, 2, "vm-one-7-2", What::Resize { size_mib: 9 }));
+    assert_eq!(b.view()["100/vm-one-7-2"], "9216 ");
     b.ok(&on(&b, 2, "vm-one-7-2", What::Lend));
     let none = JobId::generate();
     assert!(b.with_peer(none, &on(&b, 3, "img-one-1", What::Link), None).is_err());

@@ -25,7 +25,7 @@ pub(super) fn in_pool(d: &Disk<'_>) -> Result<()> {
     d.g.there(&d.v)?;
     if !d.g.is_thin(&d.v)? {
         let text = format!(
-            "{} is a thick volume, which has no snapshots and keeps its size; thin are an image that is persistent when \
+            "{} is a thick volume, which has no snapshots; thin are an image that is persistent when \
              it is made and a VM's own disk, unless LVM_THIN_ENABLE says NO then",
             d.v
         );
@@ -91,10 +91,13 @@ pub(super) fn delete(d: &Disk<'_>, n: i64) -> Result<()> {
 
 /// By its whole size, never by a difference (D27).
 pub(super) fn resize(d: &Disk<'_>, size_mib: u64) -> Result<()> {
-    let leases = leased(d, false)?;
+    let leases = d.g.lease(&[(&d.v, Mode::Exclusive)])?;
     let (size, now) = (Bytes(size_mib.saturating_mul(1 << 20)), d.g.there(&d.v)?.size);
     if size <= now {
         return Ok(());
+    }
+    if !d.g.is_thin(&d.v)? {
+        return d.g.grow(&leases, &d.v, size, || d.tm.ready());
     }
     d.tm.ready()?;
     d.g.room(&leases, &d.v, Bytes(size.0 - now.0))?;
