@@ -113,7 +113,7 @@ impl<E: Engine> Engine for Faulty<E> {
         buried(by: JobId) -> Result<Vec<Object>>;
         weight(at: &Place) -> Result<Bytes>;
         strays() -> Result<Vec<String>>;
-        attached() -> Result<Vec<Object>>;
+        attached() -> Result<Vec<(Object, Access)>>;
         moved() -> Result<Vec<Object>>;
         is_pooled(at: &Place) -> Result<bool>;
         hand_over(at: &Place, step: Handover) -> Result<()>;

@@ -212,7 +212,10 @@ pub struct Finished {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
+    /// To look at it now.
     Read,
+    /// For machines that only read it, on this host and maybe on others.
+    Share,
     Write,
 }
 
@@ -410,13 +413,13 @@ pub trait Engine: Debug + Send + Sync {
         Ok(())
     }
 
-    /// The first of these objects that another host may be writing to, and which host that is.
+    /// The first of these objects that another host has for its machines, and which host that is.
     fn used_elsewhere<'a>(&self, _any: &'a [Name]) -> Result<Option<(&'a Name, String)>> {
         Ok(None)
     }
 
-    /// Public slabs that this host attached for writing and needs still, also after it was started anew.
-    fn attached(&self) -> Result<Vec<Object>> {
+    /// Public slabs that this host attached for machines and needs still, also after it was started anew; and how.
+    fn attached(&self) -> Result<Vec<(Object, Access)>> {
         Ok(Vec::new())
     }
 

@@ -9,6 +9,7 @@ use crate::lock::{DomainLock, LockBackend, OfdLocks, SanlockLocks, sanlock};
 use crate::sys::fs::Dir;
 use crate::sys::{Cancel, Tools, effect, user};
 use std::fs::{DirBuilder, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -137,7 +138,7 @@ impl Groups {
     /// not stop the others.
     pub fn regain(&self, group: &str) -> Result<Vec<SdmError>> {
         let (engine, _) = self.parts(group)?;
-        let all = regain(&engine)?.into_iter();
+        let all = regain(&engine, (group, &self.datastores))?.into_iter();
         Ok(all.filter_map(|(_, device)| Some(device.err()?.into())).collect())
     }
 
@@ -197,9 +198,35 @@ impl Groups {
     }
 }
 
+/// Whether a disk below this directory of datastores, `except` one, leads to a device.
+pub fn is_linked(datastores: &Path, device: &Path, except: &Path) -> Result<bool> {
+    let below = |dir: &Path| -> Result<Vec<PathBuf>> {
+        match std::fs::read_dir(dir) {
+            Ok(all) => Ok(all.filter_map(|e| Some(e.ok()?.path())).collect()),
+            // A file, or gone meanwhile.
+            Err(e) if matches!(e.kind(), ErrorKind::NotADirectory | ErrorKind::NotFound) => Ok(Vec::new()),
+            Err(source) => Err(SdmError::Io { what: dir.display().to_string(), source }),
+        }
+    };
+    for store in below(datastores)? {
+        for vm in below(&store)? {
+            let leads =
+                |disk: &PathBuf| disk != except && std::fs::read_link(disk).is_ok_and(|to| to == device);
+            if below(&vm)?.iter().any(leads) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
 /// The devices of what this host has by its tags, made if need be. What went to another host with its machine it gives
-/// up, unless that is open here: then the machine is still on its way.
-pub fn regain(engine: &dyn Engine) -> Result<Vec<(Place, engine::Result<PathBuf>)>> {
+/// up, unless that is open here: then the machine is still on its way. So it does with what machines only read and no
+/// disk here leads to.
+pub fn regain(
+    engine: &dyn Engine,
+    (group, datastores): (&str, &Path),
+) -> Result<Vec<(Place, engine::Result<PathBuf>)>> {
     let mut out = Vec::new();
     for o in engine.moved()? {
         match engine.detach(&o.place, Access::Write) {
@@ -207,8 +234,15 @@ pub fn regain(engine: &dyn Engine) -> Result<Vec<(Place, engine::Result<PathBuf>
             Err(e) => out.push((o.place, Err(e))),
         }
     }
-    for o in engine.attached()? {
-        let device = engine.attach(&o.place, Access::Write).map(|a| a.path);
+    for (o, access) in engine.attached()? {
+        let at = Path::new(&place(group)).join(o.place.to_string());
+        if access == Access::Share && !is_linked(datastores, &at, Path::new(""))? {
+            if let Err(e) = engine.detach(&o.place, access) {
+                out.push((o.place, Err(e)));
+            }
+            continue;
+        }
+        let device = engine.attach(&o.place, access).map(|a| a.path);
         out.push((o.place, device));
     }
     Ok(out)

@@ -128,14 +128,14 @@ impl<'a> Group<'a> {
     }
 
     /// The device of a volume for a machine of this host, made if need be.
-    pub fn attach(&self, name: &Name) -> Result<()> {
+    pub fn attach(&self, name: &Name, access: Access) -> Result<()> {
         if let Some(plan) = &self.job.jobs.plan {
             if !self.is_active(name) {
                 plan.change(&self.domain, name, How::Attached);
             }
             return Ok(());
         }
-        self.domain.engine.attach(&Place::Public(name.clone()), Access::Write)?;
+        self.domain.engine.attach(&Place::Public(name.clone()), access)?;
         Ok(())
     }
 
@@ -180,6 +180,15 @@ impl<'a> Group<'a> {
         let copied = read(&pour).with_context(|| format!("reading {from}"))?;
         self.job.method(copied.method.as_str());
         Ok(())
+    }
+
+    /// No machine of this host needs a volume any more that others may be reading.
+    pub fn leave(&self, name: &Name) -> Result<()> {
+        if let Some(plan) = &self.job.jobs.plan {
+            self.would_detach(plan, std::slice::from_ref(name));
+            return Ok(());
+        }
+        Ok(self.domain.engine.detach(&Place::Public(name.clone()), Access::Share)?)
     }
 
     /// This host needs these volumes no longer. For who has them exclusively.

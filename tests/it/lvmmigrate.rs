@@ -103,7 +103,8 @@ struct Vm<'a> {
 impl Vm<'_> {
     fn new(here: &Here) -> Vm<'_> {
         let thick = "<LVM_THIN_ENABLE>no</LVM_THIN_ENABLE></DISK>";
-        let document = (1, here.vm(1, 2).1.replace("<VM><ID>2<", "<VM><ID>1<").replace("</DISK>", thick));
+        let document = here.vm(1, 2).1.replace("<VM><ID>2<", "<VM><ID>1<").replace("</DISK>", thick);
+        let document = (1, document.replace("</TEMPLATE>", &format!("{CD}</TEMPLATE>")));
         let dir = here.h.at("var/datastores/101/1");
         let disks = ["disk.0", "disk.1"].map(|d| dir.join(d));
         Vm { here, document, dir, disks }
@@ -140,6 +141,14 @@ impl Vm<'_> {
     }
 }
 
+/// An image that machines only read.
+const CD: &str = "<DISK><DISK_ID>3</DISK_ID><TYPE>CDROM</TYPE><CLONE>NO</CLONE><READONLY>YES</READONLY><TM_MAD>lvm</TM_MAD>\
+<DATASTORE_ID>100</DATASTORE_ID><SIZE>6</SIZE><SOURCE>vg-one-100/img-one-3</SOURCE></DISK>";
+
+fn has_cd() -> bool {
+    Path::new(&format!("/dev/{GROUP}/img-one-3")).exists()
+}
+
 const NAMES: [&str; 2] = ["vm-one-1-0", "img-one-2"];
 
 /// Who has the disks, by their tags; both are the same.
@@ -159,11 +168,12 @@ fn tags() -> String {
 fn made(here: &Here) -> Vm<'_> {
     let (h, vm) = (&here.h, Vm::new(here));
     here.source("one.raw", &vec![0; 4 * MIB]);
-    for image in [1, 2] {
+    for image in [1, 2, 3] {
         h.ok("cp", &format!("<ID>{image}</ID><SIZE>6</SIZE><PATH>DIR/one.raw</PATH>"));
     }
     here.tm(&vm.document, "clone", &["fe:vg-one-100/img-one-1", "DIR/disk.0", "1", "100"]);
     here.tm(&vm.document, "ln", &["fe:vg-one-100/img-one-2", "DIR/disk.1", "1", "100"]);
+    here.tm(&vm.document, "ln", &["fe:vg-one-100/img-one-3", "DIR/disk.3", "1", "100"]);
     std::fs::write(vm.dir.join("disk.2"), "the context").unwrap();
     vm
 }
@@ -198,7 +208,7 @@ fn front_end(here: &Here) {
     meet.say(COUNT + last);
     meet.wait(5);
     vm.ok("postmigrate", there);
-    assert!(!vm.is_here() && tags() == "active.2.1", "{}", tags());
+    assert!(!vm.is_here() && !has_cd() && tags() == "active.2.1", "{}", tags());
     meet.at(6);
     meet.at(7);
     // It does not come back, and then it does.
@@ -220,17 +230,17 @@ fn front_end(here: &Here) {
     vm.ok("postmigrate", back);
     machine.goes_on();
     assert_eq!(tags(), "active.1.1");
-    tell(here);
-    println!("number: {before} {}", seqno());
     meet.say(9);
     meet.wait(2 * COUNT);
+    tell(here);
+    println!("number: {before} {}", seqno());
     drop(incoming);
     machine.stop();
     // Who is killed gives no lock back.
     cut_off(&vm, there);
     meet.say(10);
     here.tm(&vm.document, "delete", &["DIR", "1", "101"]);
-    assert_eq!(volumes(), ["img-one-1", "img-one-2", "sdm-leases", "sdm-meta"]);
+    assert_eq!(volumes(), ["img-one-1", "img-one-2", "img-one-3", "sdm-leases", "sdm-meta"]);
     root(&["vgck", GROUP]);
 }
 
@@ -286,7 +296,11 @@ fn destination(here: &Here) {
     let _ = std::fs::remove_file(here.h.at("history"));
     meet.at(3);
     meet.at(4);
-    assert!(vm.is_here());
+    assert!(vm.is_here() && has_cd());
+    // It is in another machine here, too, whatever becomes of the first one.
+    let other =
+        (2, format!("<VM><ID>2</ID><STATE>8</STATE><LCM_STATE>0</LCM_STATE><TEMPLATE>{CD}</TEMPLATE></VM>"));
+    here.tm(&other, "ln", &["fe:vg-one-100/img-one-3", "DIR/disk.3", "2", "100"]);
     assert_eq!(std::fs::read_to_string(vm.dir.join("disk.2")).unwrap(), "the context");
     // As a hypervisor has them open that waits for the machine.
     let incoming = vm.open();
@@ -312,7 +326,9 @@ fn destination(here: &Here) {
     while meet.of(1) != 9 {
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert!(!vm.is_here(), "the machine has left");
+    assert!(!vm.is_here() && has_cd(), "the machine has left, and the other one has the CD");
+    here.tm(&other, "delete", &["DIR/disk.3", "2", "100"]);
+    assert!(!has_cd());
     tell(here);
     meet.say(2 * COUNT);
     while meet.of(1) != 10 {
@@ -353,7 +369,9 @@ fn dying(here: &Here, leaves: bool) {
         assert!(status == 0 && !text.contains("/dev/"), "{status} {text}");
         assert!(!NAMES.iter().any(|n| Path::new(&format!("/dev/{GROUP}/{n}")).exists()));
         assert_eq!(tags(), "active.2.1");
-        return meet.say(LIFE + DIES);
+        meet.say(LIFE + DIES);
+        std::thread::sleep(Duration::from_secs(600));
+        return;
     }
     meet.at(3);
     if leaves {
@@ -405,8 +423,11 @@ fn living(here: &Here, leaves: bool) {
     machine.goes_on();
     let last = machine.stop();
     assert!(count(&vm.open()) >= last);
+    for disk in [0, 1, 3] {
+        here.tm(&vm.document, "delete", &[&format!("DIR/disk.{disk}"), "1", "100"]);
+    }
     here.tm(&vm.document, "delete", &["DIR", "1", "101"]);
-    for image in [1, 2] {
+    for image in [1, 2, 3] {
         h.ok("rm", &crate::lvmmeet::img(image));
     }
     assert_eq!(volumes(), ["sdm-leases", "sdm-meta"]);

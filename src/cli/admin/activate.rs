@@ -29,8 +29,10 @@ pub fn run(w: &World, m: &ArgMatches, as_json: bool) -> Result<u8> {
         failed = failed.take().or(Some(e));
     };
     for place in places {
+        let (group, stores) =
+            (group::group_of(&place).unwrap_or_default(), &w.config.settings.paths.datastores);
         let opened = w.open(&place).with_context(|| format!("opening {}", place.display()));
-        let regained = opened.and_then(|d| Ok((group::regain(&*d.engine)?, d)));
+        let regained = opened.and_then(|d| Ok((group::regain(&*d.engine, (group, stores))?, d)));
         let (volumes, domain): (_, Domain) = match regained {
             Ok(found) => found,
             Err(e) => {

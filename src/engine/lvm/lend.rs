@@ -46,13 +46,17 @@ impl LvmEngine {
     /// Those that this host needs still, or those that another living one has by now: it lent them, or borrowed them in
     /// an earlier life, and no machine has outlived that.
     pub(super) fn ours(&self, away: bool) -> Result<Vec<Object>> {
-        let (view, us) = (self.group.view()?, self.peers.us()?);
+        let us = self.peers.us()?;
         let active = map::active_tag(&us, Access::Write);
         let gone = |v: &Volume| {
             map::user(v, &us, &*self.peers).is_some() && (map::lends(v, &us) || !v.tags.contains(&active))
         };
-        let ours = view.volumes.iter().filter(|v| !v.is_pool && map::has(v, &us, Access::Write));
-        let objects = ours.filter(|v| gone(v) == away).filter_map(|v| view.object(v));
+        self.public(|v| !v.is_pool && map::has(v, &us, Access::Write) && gone(v) == away)
+    }
+
+    pub(super) fn public(&self, which: impl Fn(&Volume) -> bool) -> Result<Vec<Object>> {
+        let view = self.group.view()?;
+        let objects = view.volumes.iter().filter(|v| which(v)).filter_map(|v| view.object(v));
         Ok(objects.filter(|o| matches!(o.place, Place::Public(_))).collect())
     }
 }

@@ -27,6 +27,10 @@ fn names(objects: &[Object]) -> Vec<String> {
     objects.iter().map(|o| o.place.to_string()).collect()
 }
 
+fn had(e: &LvmEngine) -> Vec<String> {
+    names(&e.attached().unwrap().into_iter().map(|(o, _)| o).collect::<Vec<_>>())
+}
+
 fn in_use(r: &Result<()>) {
     assert!(matches!(r, Err(EngineError::InUse { .. })), "{r:?}");
 }
@@ -84,8 +88,8 @@ fn a_volume_is_had_by_two_hosts_only_while_one_lends_it() {
         in_use(&h.resize(&slab.as_ref().unwrap()[0], &a, Bytes(8 << 20)));
         assert!(h.used_elsewhere(&[Name::parse("a").unwrap()]).unwrap().is_some());
     }
-    assert_eq!((names(&h1.attached().unwrap()), names(&h1.moved().unwrap())), (vec![], vec!["a".to_owned()]));
-    assert_eq!((names(&h2.attached().unwrap()), names(&h2.moved().unwrap())), (vec!["a".to_owned()], vec![]));
+    assert_eq!((had(&h1), names(&h1.moved().unwrap())), (vec![], vec!["a".to_owned()]));
+    assert_eq!((had(&h2), names(&h2.moved().unwrap())), (vec!["a".to_owned()], vec![]));
     // It stays.
     h2.detach(&a, Access::Write).unwrap();
     h1.hand_over(&a, Handover::Keep).unwrap();
@@ -122,7 +126,7 @@ fn a_host_that_dies_on_the_way_leaves_the_volume_to_the_other() {
         }
         let living = 3 - dies;
         assert_eq!(w.tags(), [format!("sdm.active.{living}.1")]);
-        assert_eq!(names(&lives.attached().unwrap()), ["a"]);
+        assert_eq!(had(&lives), ["a"]);
         // Also when it does not come back.
         let w = way();
         let h1 = w.host(life(1, 1), &[]);
@@ -135,4 +139,34 @@ fn a_host_that_dies_on_the_way_leaves_the_volume_to_the_other() {
         lives.detach(&a, Access::Write).unwrap();
         assert!(w.tags().iter().all(String::is_empty), "{dies}: {:?}", w.tags());
     }
+}
+
+/// A CD-ROM is in machines of several hosts at once, and stays when somebody has read it for a moment.
+#[test]
+fn what_machines_only_read_several_hosts_have() {
+    let w = way();
+    let [h1, h2] = [1, 2].map(|id| w.host(life(id, 1), &[]));
+    let a = public("a");
+    in_use(&h2.attach(&a, Access::Share).map(drop));
+    h1.detach(&a, Access::Write).unwrap();
+    for h in [&h1, &h2, &h1] {
+        h.attach(&a, Access::Share).unwrap();
+    }
+    assert_eq!(w.tags(), ["sdm.shares.1.1", "sdm.shares.2.1"]);
+    assert!(h1.used_elsewhere(&[Name::parse("a").unwrap()]).unwrap().is_some());
+    h1.attach(&a, Access::Read).unwrap();
+    h1.detach(&a, Access::Read).unwrap();
+    assert_eq!(w.tags(), ["sdm.shares.1.1", "sdm.shares.2.1"]);
+    assert!(h1.attached().unwrap().iter().any(|(o, how)| o.place == a && *how == Access::Share));
+    in_use(&h1.attach(&a, Access::Write).map(drop));
+    in_use(&h1.hand_over(&a, Handover::Borrow));
+    // In its next life it has it again.
+    let again = w.host(life(1, 2), &[life(1, 1)]);
+    for (o, how) in again.attached().unwrap() {
+        again.attach(&o.place, how).unwrap();
+    }
+    assert_eq!(w.tags(), ["sdm.shares.1.2", "sdm.shares.2.1"]);
+    again.detach(&a, Access::Share).unwrap();
+    h2.attach(&a, Access::Write).unwrap();
+    assert_eq!(w.tags(), ["sdm.active.2.1"]);
 }

@@ -145,6 +145,7 @@ fn mapped(group: &str, which: fn(&Path) -> bool) -> Result<Vec<String>> {
 
 const ACTIVE: &str = "sdm.active.";
 const READS: &str = "sdm.reads.";
+const SHARES: &str = "sdm.shares.";
 const LENT: &str = "sdm.lent.";
 
 pub(super) fn host_tag(host: &Host) -> String {
@@ -153,13 +154,23 @@ pub(super) fn host_tag(host: &Host) -> String {
 
 /// Says who may have a volume's device, before it is made.
 pub(super) fn active_tag(host: &Host, access: Access) -> String {
-    format!("{}{host}", if access == Access::Write { ACTIVE } else { READS })
+    let says = match access {
+        Access::Write => ACTIVE,
+        Access::Share => SHARES,
+        Access::Read => READS,
+    };
+    format!("{says}{host}")
 }
 
 fn owner(tag: &str) -> Option<(Host, Access)> {
-    let write = tag.strip_prefix(ACTIVE).map(|h| (h, Access::Write));
-    let (host, access) = write.or_else(|| tag.strip_prefix(READS).map(|h| (h, Access::Read)))?;
-    Some((host.parse().ok()?, access))
+    let all = [(ACTIVE, Access::Write), (SHARES, Access::Share), (READS, Access::Read)];
+    all.into_iter().find_map(|(says, access)| Some((tag.strip_prefix(says)?.parse().ok()?, access)))
+}
+
+/// Whether this host has a volume so, or in a way that is more, in this life.
+pub(super) fn has_now(v: &Volume, us: &Host, access: Access) -> bool {
+    let enough = |has| has == Access::Write || access == Access::Read || has == access;
+    v.tags.iter().filter_map(|t| owner(t)).any(|(h, has)| h == *us && enough(has))
 }
 
 /// The tags of this host's lives, and of lives that are proven over.
@@ -199,10 +210,10 @@ pub(super) fn has(v: &Volume, host: &Host, access: Access) -> bool {
     v.tags.iter().filter_map(|t| owner(t)).any(|(h, a)| h.id == host.id && a == access)
 }
 
-/// Another living host that may write to a volume.
+/// Another living host that has a volume for its machines.
 pub(super) fn user(v: &Volume, us: &Host, peers: &dyn Peers) -> Option<Host> {
-    let mut writers = v.tags.iter().filter_map(|t| owner(t)).filter(|(_, a)| *a == Access::Write);
-    writers.find(|(h, _)| h.id != us.id && !peers.is_dead(h)).map(|(h, _)| h)
+    let mut users = v.tags.iter().filter_map(|t| owner(t)).filter(|(_, a)| *a != Access::Read);
+    users.find(|(h, _)| h.id != us.id && !peers.is_dead(h)).map(|(h, _)| h)
 }
 
 /// Refuses what another living host may have open: with a pool every volume in it, since two hosts
@@ -218,7 +229,7 @@ pub(super) fn nobody_else(
     let together = |w: &Volume| pool.is_some_and(|p| w.name == p || w.pool.as_deref() == Some(p));
     for w in view.volumes.iter().filter(|w| w.name == v.name || together(w)) {
         for (host, has) in w.tags.iter().filter_map(|t| owner(t)) {
-            let apart = access == Access::Read && has == Access::Read && pool.is_none();
+            let apart = ![access, has].contains(&Access::Write) && pool.is_none();
             if host.id != us.id && !apart && !peers.is_dead(&host) {
                 return Err(EngineError::InUse { what: w.name.clone(), by: format!("host {host}") });
             }

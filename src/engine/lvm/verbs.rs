@@ -132,8 +132,7 @@ impl Engine for LvmEngine {
     fn attach(&self, at: &Place, access: Access) -> Result<Attachment> {
         let absent = || EngineError::Absent(at.to_string());
         let us = self.peers.us()?;
-        let (tag, write) = (map::active_tag(&us, access), map::active_tag(&us, Access::Write));
-        let ours = |v: &Volume| v.tags.contains(&tag) || v.tags.contains(&write);
+        let (tag, ours) = (map::active_tag(&us, access), |v: &Volume| map::has_now(v, &us, access));
         let view = self.group.view()?;
         let v = view.at(at).ok_or_else(absent)?;
         if let Some(path) = self.mapper.device(&self.group, &v.name).filter(|_| ours(v)) {
@@ -163,12 +162,13 @@ impl Engine for LvmEngine {
         let view = self.settled(&lock)?;
         let Some(v) = view.at(at) else { return Ok(()) };
         let us = self.peers.us()?;
-        if access == Access::Read && map::has(v, &us, Access::Write) {
+        let for_machine = [Access::Share, Access::Write].iter().any(|a| map::has(v, &us, *a));
+        if access == Access::Read && for_machine {
             return Ok(());
         }
         match self.mapper.close(&self.group, &v.name) {
             // Somebody else here reads it, too, and will let go of it.
-            Err(EngineError::InUse { .. }) if access == Access::Read => return Ok(()),
+            Err(EngineError::InUse { .. }) if access != Access::Write => return Ok(()),
             r => r?,
         }
         let (add, del) = (Vec::new(), map::ended(v, &us, &*self.peers));
@@ -187,8 +187,11 @@ impl Engine for LvmEngine {
         Ok(any.iter().find_map(user))
     }
 
-    fn attached(&self) -> Result<Vec<Object>> {
-        self.ours(false)
+    fn attached(&self) -> Result<Vec<(Object, Access)>> {
+        let us = self.peers.us()?;
+        let of = |o: Vec<Object>, access| o.into_iter().map(move |o| (o, access));
+        let shared = self.public(|v| map::has(v, &us, Access::Share) && !map::has(v, &us, Access::Write))?;
+        Ok(of(self.ours(false)?, Access::Write).chain(of(shared, Access::Share)).collect())
     }
 
     fn moved(&self) -> Result<Vec<Object>> {

@@ -19,7 +19,11 @@ pub(super) fn run(front: &Front<'_>, verb: &str, call: TmCall) -> Result<String>
     let of = Lvm { of: Of { front, ssh: true }, front };
     match call {
         TmCall::Clone(c) => of.clone(&c),
-        TmCall::Ln(c) => of.ask(&c.to, &image(&c.image.path)?, What::Link),
+        TmCall::Ln(c) => {
+            let vm = of.of.vm(c.object)?;
+            let readonly = vm.disks.iter().any(|d| Some(d.id) == c.to.disk_id() && is_shared_image(d));
+            of.ask_of(&c.to, &image(&c.image.path)?, readonly, What::Link)
+        }
         TmCall::Mkimage(c) => of.mkimage(&c),
         TmCall::Mkswap(c) => {
             let vm = of.of.vm(c.object)?;
@@ -80,8 +84,17 @@ fn volume(vm: &Vm, at: &VmPath) -> Result<Volume> {
 /// The same of a disk that has an image.
 fn volume_of(vm: &Vm, disk: &Disk) -> Result<Volume> {
     let image = Volume::parse(disk.source.as_deref().unwrap_or_default())?;
-    let is_image = disk.clone == Some(false) || disk.persistent || disk.readonly;
-    Ok(if is_image { image } else { Volume::disk(image.ds, vm.id, disk.id) })
+    Ok(if is_image(disk) { image } else { Volume::disk(image.ds, vm.id, disk.id) })
+}
+
+/// Whether the disk is the image, and no copy of it.
+fn is_image(disk: &Disk) -> bool {
+    disk.clone.map_or(disk.persistent || disk.readonly, |clone| !clone)
+}
+
+/// One that machines only read: a CD-ROM, an immutable image.
+fn is_shared_image(disk: &Disk) -> bool {
+    is_image(disk) && disk.readonly
 }
 
 struct Lvm<'a> {
@@ -91,7 +104,11 @@ struct Lvm<'a> {
 
 impl Lvm<'_> {
     fn ask(&self, at: &VmPath, v: &Volume, what: What) -> Result<String> {
-        let op = Op::OnVolume(OnVolume { disk: text(&at.path()), volume: v.source(), what });
+        self.ask_of(at, v, false, what)
+    }
+
+    fn ask_of(&self, at: &VmPath, v: &Volume, readonly: bool, what: What) -> Result<String> {
+        let op = Op::OnVolume(OnVolume { disk: text(&at.path()), volume: v.source(), readonly, what });
         self.front.ask(&on_host(at), &op)
     }
 
@@ -159,7 +176,8 @@ impl Lvm<'_> {
         let vm = self.of.vm(c.object)?;
         let op = match c.at.leaf {
             Leaf::Disk(id) if vm.disks.iter().any(|d| d.id == id) => {
-                return self.ask(&c.at, &volume(&vm, &c.at)?, What::Delete);
+                let readonly = is_shared_image(vm.need_disk(id)?);
+                return self.ask_of(&c.at, &volume(&vm, &c.at)?, readonly, What::Delete);
             }
             Leaf::Dir => {
                 let stores: BTreeSet<i64> = vm
@@ -220,7 +238,7 @@ impl Lvm<'_> {
         others.map(|()| String::new())
     }
 
-    fn undo(&self, m: &Migrate, all: &[(u32, Volume)]) -> Result<()> {
+    fn undo(&self, m: &Migrate, all: &[OnDisk]) -> Result<()> {
         let (from, to) = ends(m);
         // A destination that is dead needs not answer.
         let gone = self.each(&to, all, &What::Release);
@@ -276,7 +294,7 @@ impl Lvm<'_> {
         let is_dir = c.to.leaf == Leaf::Dir;
         if vm.in_lcm(&[lcm::PROLOG_MIGRATE_UNKNOWN, lcm::PROLOG_MIGRATE_UNKNOWN_FAILURE]) {
             // The source host is dead, and the links with it.
-            let own = |d: &&(u32, Volume)| is_dir || Some(d.0) == c.to.disk_id();
+            let own = |d: &&OnDisk| is_dir || Some(d.id) == c.to.disk_id();
             return self.each(&c.to, disks(&vm).iter().filter(own), &What::Link);
         }
         if !is_dir || c.from.host == c.to.host {
@@ -305,11 +323,12 @@ impl Lvm<'_> {
     fn each<'a>(
         &self,
         dir: &VmPath,
-        disks: impl IntoIterator<Item = &'a (u32, Volume)>,
+        disks: impl IntoIterator<Item = &'a OnDisk>,
         what: &What,
     ) -> Result<String> {
-        for (id, v) in disks {
-            self.ask(&VmPath { leaf: Leaf::Disk(*id), ..dir.clone() }, v, what.clone())?;
+        for OnDisk { id, volume, readonly } in disks {
+            let at = VmPath { leaf: Leaf::Disk(*id), ..dir.clone() };
+            self.ask_of(&at, volume, *readonly, what.clone())?;
         }
         Ok(String::new())
     }
@@ -321,13 +340,21 @@ fn ends(m: &Migrate) -> (VmPath, VmPath) {
     (on(&m.from), on(&m.to))
 }
 
+/// A disk that is a volume.
+struct OnDisk {
+    id: u32,
+    volume: Volume,
+    readonly: bool,
+}
+
 /// The VM's disks that are volumes.
-fn disks(vm: &Vm) -> Vec<(u32, Volume)> {
+fn disks(vm: &Vm) -> Vec<OnDisk> {
     let of = |d: &Disk| match &d.source {
         Some(_) => volume_of(vm, d).ok(),
         None => first(vm).map(|image| Volume::disk(image.ds, vm.id, d.id)),
     };
-    vm.disks.iter().filter_map(|d| Some((d.id, of(d)?))).collect()
+    let on = |d: &Disk| Some(OnDisk { id: d.id, volume: of(d)?, readonly: is_shared_image(d) });
+    vm.disks.iter().filter_map(on).collect()
 }
 
 fn on_host(at: &VmPath) -> At<'_> {

@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt as _;
 
 fn on(b: &Bed, disk: u32, volume: &str, what: What) -> Op {
     let (disk, volume) = (b.text(&format!("101/7/disk.{disk}")), format!("vg-one-100/{volume}"));
-    Op::OnVolume(OnVolume { disk, volume, what })
+    Op::OnVolume(OnVolume { disk, volume, readonly: false, what })
 }
 
 /// On the VM's own disk 0.
@@ -193,7 +193,7 @@ fn many_disks_of_one_image_are_made_at_once() {
             let what = What::Clone { image: "vg-one-100/img-one-4".into(), size_mib: None, thin: true };
             let (b, path) = (&b, b.text(&format!("101/{vm}/disk.{disk}")));
             let volume = format!("vg-one-100/vm-one-{vm}-{disk}");
-            s.spawn(move || b.ok(&Op::OnVolume(OnVolume { disk: path, volume, what })));
+            s.spawn(move || b.ok(&Op::OnVolume(OnVolume { disk: path, volume, readonly: false, what })));
         }
     });
     let v = b.view();
@@ -261,4 +261,25 @@ fn what_is_another_disk_s_or_cannot_be_is_refused() {
     b.ok(&on(&b, 2, "vm-one-7-2", What::Lend));
     let none = JobId::generate();
     assert!(b.with_peer(none, &on(&b, 3, "img-one-1", What::Link), None).is_err());
+}
+
+/// A CD-ROM that machines of one host share: what one of them does with it is nothing to the other.
+#[test]
+fn an_image_that_is_only_read_is_in_several_machines() {
+    let b = Bed::in_memory();
+    images(&b);
+    let cd = |vm: u32, what| {
+        let (disk, volume) = (b.text(&format!("101/{vm}/disk.1")), "vg-one-100/img-one-4".to_owned());
+        Op::OnVolume(OnVolume { disk, volume, readonly: true, what })
+    };
+    for vm in [7, 8] {
+        b.ok(&cd(vm, What::Link));
+    }
+    for what in [What::Lend, What::Borrow, What::Keep, What::Release, What::Delete, What::Delete] {
+        b.ok(&cd(7, what));
+    }
+    let v = b.view();
+    assert!(!v.contains_key("101/7/disk.1") && v["101/8/disk.1"] == "-> /dev/vg-one-100/img-one-4");
+    b.ok(&cd(8, What::Store));
+    b.sound();
 }

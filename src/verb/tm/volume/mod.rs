@@ -9,11 +9,11 @@ mod snap;
 use super::op::{self, Delete, Machine};
 use super::place::Spot;
 use super::{At, DiskFormat, Tm, delete, live};
-use crate::engine::{Handover, Name, Spec};
+use crate::engine::{Access, Handover, Name, Spec};
 use crate::lock::Mode;
 use crate::one::Volume;
 use crate::sdm::work::Slab;
-use crate::sdm::{Work, remove};
+use crate::sdm::{Work, group, remove};
 use crate::sys::Class;
 use crate::sys::effect::only_looks;
 use crate::verb::group::{Group, name, pool};
@@ -29,6 +29,9 @@ pub struct OnVolume {
     pub disk: String,
     /// `<group>/<volume>` that the disk is.
     pub volume: String,
+    /// An image that machines only read: those of several hosts may have it.
+    #[serde(default)]
+    pub readonly: bool,
     pub what: What,
 }
 
@@ -84,6 +87,7 @@ struct Disk<'a> {
     at: At,
     v: Volume,
     g: Group<'a>,
+    readonly: bool,
 }
 
 pub(super) fn run(tm: &Tm<'_>, op: &OnVolume) -> Result<()> {
@@ -95,7 +99,8 @@ pub(super) fn run(tm: &Tm<'_>, op: &OnVolume) -> Result<()> {
         return Err(refuse(Class::Usage, text));
     }
     let g = Group::open(tm.ctx, tm.job, v.ds)?;
-    let disk = Disk { tm, at, v, g };
+    let readonly = op.readonly && v.vm_and_disk().is_none();
+    let disk = Disk { tm, at, v, g, readonly };
     match &op.what {
         What::Clone { image, size_mib, thin } => make::clone(&disk, image, *size_mib, *thin),
         What::Link => make::link(&disk),
@@ -128,7 +133,7 @@ impl Disk<'_> {
     fn moment(&self, work: &mut Work<'_>, machine: &Machine) -> Result<Slab> {
         let disk = op::Disk { path: self.at.spot.text(), image: None, format: DiskFormat::Raw };
         let (volume, device) = (name(&self.v)?, PathBuf::from(self.target()));
-        self.g.attach(&volume)?;
+        self.g.attach(&volume, Access::Write)?;
         live::still(self.tm, (&disk, &device), machine, || {
             if !only_looks() {
                 // What this host's memory holds of it belongs to it.
@@ -140,7 +145,7 @@ impl Disk<'_> {
 
     /// The device is there and the link leads to it.
     fn show(&self) -> Result<()> {
-        self.g.attach(&name(&self.v)?)?;
+        self.g.attach(&name(&self.v)?, if self.readonly { Access::Share } else { Access::Write })?;
         let to = self.target();
         if self.at.link()?.as_deref() == Some(to.as_str()) {
             return Ok(());
@@ -173,6 +178,10 @@ impl Disk<'_> {
     fn store(&self) -> Result<()> {
         let _volume = self.g.lease(&[(&self.v, Mode::Exclusive)])?;
         let _disk = self.tm.lease(&self.at, Mode::Exclusive)?;
+        if self.readonly {
+            self.hide()?;
+            return self.leave();
+        }
         let parts = self.g.parts(&self.v)?;
         self.g.not_in_use(&parts)?;
         self.hide()?;
@@ -181,9 +190,20 @@ impl Disk<'_> {
         Ok(())
     }
 
+    /// The device stays as long as a disk of another VM leads there, whether that VM runs or not.
+    fn leave(&self) -> Result<()> {
+        self.tm.ready()?;
+        let (own, device) = (self.at.spot.path(), PathBuf::from(self.target()));
+        let root = self.at.spot.dir.parent().unwrap_or(&self.at.spot.dir);
+        if group::is_linked(root, &device, &own)? { Ok(()) } else { self.g.leave(&name(&self.v)?) }
+    }
+
     /// With all that shares its pool, which is one host's or another's as a whole.
     fn release(&self) -> Result<()> {
         let _volume = self.g.lease(&[(&self.v, Mode::Exclusive)])?;
+        if self.readonly {
+            return self.leave();
+        }
         let pool = pool(&self.v)?;
         let all = match self.g.look(&pool)? {
             Some(_) => [self.g.in_pool(&self.v)?, vec![pool]].concat(),
@@ -194,6 +214,10 @@ impl Disk<'_> {
     }
 
     fn hand_over(&self, step: Handover) -> Result<()> {
+        if self.readonly {
+            // Both may have it anyway.
+            return Ok(());
+        }
         let _volume = self.g.lease(&[(&self.v, Mode::Exclusive)])?;
         self.tm.ready()?;
         self.g.hand_over(&self.v, step)
@@ -202,7 +226,9 @@ impl Disk<'_> {
     fn borrow(&self) -> Result<()> {
         let _volume = self.g.lease(&[(&self.v, Mode::Exclusive)])?;
         let _disk = self.tm.lease(&self.at, Mode::Exclusive)?;
-        self.g.hand_over(&self.v, Handover::Borrow)?;
+        if !self.readonly {
+            self.g.hand_over(&self.v, Handover::Borrow)?;
+        }
         self.show()
     }
 

@@ -2,7 +2,7 @@
 
 use super::super::op::Machine;
 use super::Disk;
-use crate::engine::{Name, Place, Spec};
+use crate::engine::{Access, Name, Place, Spec};
 use crate::lock::{Mode, SlabLease};
 use crate::sdm::remove;
 use crate::sys::{Bytes, Class};
@@ -76,7 +76,7 @@ pub(super) fn revert(d: &Disk<'_>, n: i64) -> Result<()> {
         work.commit(&d.tm.request, "", steps)?;
     }
     // The machine will want it.
-    d.g.attach(&volume)?;
+    d.g.attach(&volume, Access::Write)?;
     Ok(())
 }
 
