@@ -2,7 +2,7 @@
 //! daemon each, one group, a network between them and a real ssh server. The machine is a process that counts on its
 //! disks past all caches, as qemu with `cache=none`: what libvirt does when it moves one is shown elsewhere.
 
-use crate::lvmmeet::{Blow, Here, LIFE, PLACE, changes, network, passed, seqno};
+use crate::lvmmeet::{Blow, Here, LIFE, Meeting, PLACE, changes, network, passed, seqno};
 use crate::lvmverbs::{GROUP, Host, MIB, root, said, volumes};
 use crate::power::Random;
 use crate::vm;
@@ -314,7 +314,9 @@ fn destination(here: &Here) {
     let (status, text) = here.h.tm_of((1, &vm.document.1), grow.0, &grow.1);
     assert!(status == 9 && text.contains("host 1"), "{status} {text}");
     meet.say(5);
-    meet.at(6);
+    // A count is more than any step.
+    until(meet, 6);
+    meet.say(6);
     here.tm(&vm.document, grow.0, &grow.1);
     assert_eq!(vm.open()[0].size().unwrap(), 12 << 20);
     machine.goes_on();
@@ -323,15 +325,20 @@ fn destination(here: &Here) {
         machine.goes_on();
     }
     meet.say(COUNT + machine.stop());
-    while meet.of(1) != 9 {
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    until(meet, 9);
     assert!(!vm.is_here() && has_cd(), "the machine has left, and the other one has the CD");
     here.tm(&other, "delete", &["DIR/disk.3", "2", "100"]);
     assert!(!has_cd());
     tell(here);
     meet.say(2 * COUNT);
-    while meet.of(1) != 10 {
+    until(meet, 10);
+}
+
+/// The front-end is just there.
+fn until(meet: &Meeting, step: u64) {
+    let began = Instant::now();
+    while meet.of(1) != step {
+        assert!(began.elapsed() < Duration::from_secs(600), "{} and not {step}", meet.of(1));
         std::thread::sleep(Duration::from_millis(50));
     }
 }
